@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "file.h"
+
+#include "bytes.h"
+#include "text.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+bool q3_file_open(const char *path, q3_file *file, q3_error *err)
+{
+    *file = (q3_file){.fd = -1};
+    // O_NONBLOCK: opening a FIFO that somebody put there must not hang; no effect on regular files.
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return q3_fail_errno(err, "%s: cannot open", path);
+    struct stat status;
+    if (fstat(fd, &status) != 0) {
+        q3_fail_errno(err, "%s: cannot stat", path);
+        close(fd);
+        return false;
+    }
+    if (!S_ISREG(status.st_mode)) {
+        close(fd);
+        errno = 0;
+        return q3_fail(err, Q3_FAILED, "%s: not a regular file", path);
+    }
+    file->path = q3_format(err, "%s", path);
+    if (!file->path) {
+        close(fd);
+        errno = ENOMEM;
+        return false;
+    }
+    file->fd = fd;
+    file->size = (uint64_t)status.st_size;
+    return true;
+}
+
+void q3_file_close(q3_file *file)
+{
+    if (file->path) {
+        close(file->fd);
+        free(file->path);
+    }
+    *file = (q3_file){.fd = -1};
+}
+
+bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err)
+{
+    uint8_t *to = data;
+    size_t done = 0;
+    while (done < size) {
+        const ssize_t count = pread(file->fd, to + done, size - done, (off_t)(offset + done));
+        if (count < 0) {
+            if (errno == EINTR)
+                continue;
+            return q3_fail_errno(err, "%s: cannot read %zu bytes at %" PRIu64, file->path,
+                                 size - done, offset + done);
+        }
+        if (count == 0)
+            return q3_fail(err, Q3_FAILED,
+                           "%s: the file ends at %" PRIu64 ", expected %zu bytes more", file->path,
+                           offset + done, size - done);
+        done += (size_t)count;
+    }
+    return true;
+}
+
+bool q3_file_load(const char *path, uint64_t max_bytes, char **data, size_t *size, q3_error *err)
+{
+    q3_file file;
+    if (!q3_file_open(path, &file, err))
+        return false;
+    bool ok = false;
+    char *text = NULL;
+    if (file.size > max_bytes) {
+        q3_fail(err, Q3_MALFORMED, "%s: expected at most %" PRIu64 " bytes, found %" PRIu64, path,
+                max_bytes, file.size);
+        goto done;
+    }
+    text = q3_alloc(1, (size_t)file.size + 1, err);
+    if (!text || !q3_file_read(&file, 0, text, (size_t)file.size, err))
+        goto done;
+    text[file.size] = 0;
+    *data = text;
+    *size = (size_t)file.size;
+    text = NULL;
+    ok = true;
+done:
+    free(text);
+    q3_file_close(&file);
+    return ok;
+}
+
+bool q3_path_exists(const char *path)
+{
+    struct stat status;
+    return lstat(path, &status) == 0;
+}
+
+char *q3_path_join(const char *directory, const char *name, q3_error *err)
+{
+    const size_t length = strlen(directory);
+    const char *separator = length && directory[length - 1] == '/' ? "" : "/";
+    return q3_format(err, "%s%s%s", directory, separator, name);
+}
+
+bool q3_safe_file_name(const char *name)
+{
+    const size_t length = strlen(name);
+    if (length == 0 || length > 255 || strcmp(name, ".") == 0 || strcmp(name, "..") == 0)
+        return false;
+    for (size_t i = 0; i < length; i++)
+        if (name[i] == '/' || (unsigned char)name[i] < 0x20 || name[i] == 0x7f)
+            return false;
+    return true;
+}
+
+bool q3_directory_create(const char *path, q3_error *err)
+{
+    char *prefix = q3_format(err, "%s", path);
+    if (!prefix)
+        return false;
+    bool ok = true;
+    for (char *at = prefix + 1; ok; at++) {
+        if (*at != '/' && *at != 0)
+            continue;
+        const char saved = *at;
+        *at = 0;
+        if (mkdir(prefix, 0777) != 0) {
+            struct stat status;
+            const int reason = errno;
+            if (stat(prefix, &status) != 0 || !S_ISDIR(status.st_mode)) {
+                errno = reason;
+                ok = q3_fail_errno(err, "%s: cannot create the directory", prefix);
+            }
+        }
+        *at = saved;
+        if (saved == 0)
+            break;
+    }
+    free(prefix);
+    return ok;
+}
+
+bool q3_directory_sync(const char *path, q3_error *err)
+{
+    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return q3_fail_errno(err, "%s: cannot open the directory", path);
+    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add then.
+    const bool ok = fsync(fd) == 0 || errno == EINVAL;
+    if (!ok)
+        q3_fail_errno(err, "%s: cannot sync the directory", path);
+    close(fd);
+    return ok;
+}
+
+bool q3_output_create(const char *path, q3_output *output, q3_error *err)
+{
+    *output = (q3_output){.fd = -1};
+    char *final = q3_format(err, "%s", path);
+    char *part = final ? q3_format(err, "%s.part", path) : NULL;
+    if (!part) {
+        free(final);
+        return false;
+    }
+    // A fresh inode each time: what an earlier run left may be open elsewhere, or be a link.
+    if (unlink(part) != 0 && errno != ENOENT) {
+        q3_fail_errno(err, "%s: cannot remove", part);
+        goto fail;
+    }
+    const int fd = open(part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (fd < 0) {
+        q3_fail_errno(err, "%s: cannot create", part);
+        goto fail;
+    }
+    *output = (q3_output){.fd = fd, .path = final, .part_path = part};
+    return true;
+fail:
+    free(part);
+    free(final);
+    return false;
+}
+
+static bool write_fully(int fd, const char *path, uint64_t offset, const void *data, size_t size,
+                        q3_error *err)
+{
+    const uint8_t *from = data;
+    size_t done = 0;
+    while (done < size) {
+        const ssize_t count = pwrite(fd, from + done, size - done, (off_t)(offset + done));
+        if (count < 0) {
+            if (errno == EINTR)
+                continue;
+            return q3_fail_errno(err, "%s: cannot write %zu bytes at %" PRIu64, path, size - done,
+                                 offset + done);
+        }
+        done += (size_t)count;
+    }
+    return true;
+}
+
+bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err)
+{
+    if (!write_fully(output->fd, output->part_path, output->size, data, size, err))
+        return false;
+    output->size += size;
+    return true;
+}
+
+bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, size_t size,
+                        q3_error *err)
+{
+    return write_fully(output->fd, output->part_path, offset, data, size, err);
+}
+
+bool q3_output_publish(q3_output *output, q3_error *err)
+{
+    bool ok = true;
+    while (fsync(output->fd) != 0) {
+        if (errno == EINTR)
+            continue;
+        ok = q3_fail_errno(err, "%s: cannot sync", output->part_path);
+        break;
+    }
+    const int fd = output->fd;
+    output->fd = -1;
+    if (close(fd) != 0 && errno != EINTR && ok)
+        ok = q3_fail_errno(err, "%s: cannot close", output->part_path);
+    if (ok && rename(output->part_path, output->path) != 0)
+        ok = q3_fail_errno(err, "%s: cannot rename to %s", output->part_path, output->path);
+    if (!ok)
+        unlink(output->part_path);
+    free(output->path);
+    free(output->part_path);
+    *output = (q3_output){.fd = -1};
+    return ok;
+}
+
+void q3_output_abandon(q3_output *output)
+{
+    if (output->path) {
+        close(output->fd);
+        unlink(output->part_path);
+        free(output->path);
+        free(output->part_path);
+    }
+    *output = (q3_output){.fd = -1};
+}
+
+bool q3_file_publish(const char *path, const void *data, size_t size, q3_error *err)
+{
+    q3_output output;
+    if (!q3_output_create(path, &output, err))
+        return false;
+    if (!q3_output_append(&output, data, size, err)) {
+        q3_output_abandon(&output);
+        return false;
+    }
+    return q3_output_publish(&output, err);
+}
+
+bool q3_write_all(int fd, const char *name, const void *data, size_t size, q3_error *err)
+{
+    const char *from = data;
+    while (size) {
+        const ssize_t count = write(fd, from, size);
+        if (count < 0) {
+            if (errno == EINTR)
+                continue;
+            return q3_fail_errno(err, "%s: cannot write", name);
+        }
+        from += count;
+        size -= (size_t)count;
+    }
+    return true;
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Files: exact reads that survive EINTR and short transfers, and output that appears under its final
+// name only when it is whole and on the disk.
+#ifndef Q3_BASE_FILE_H
+#define Q3_BASE_FILE_H
+
+#include "error.h"
+
+#include <stdint.h>
+
+// A regular file open for reading. The size is the one at opening; a file that shrinks meanwhile is
+// an error of the read that notices.
+typedef struct q3_file {
+    int fd;
+    char *path; // as opened, for messages
+    uint64_t size;
+} q3_file;
+
+// Opens a regular file. "No such file" gives Q3_FAILED and errno ENOENT, for callers to tell apart.
+bool q3_file_open(const char *path, q3_file *file, q3_error *err);
+// Closes it; a zeroed or closed q3_file is fine.
+void q3_file_close(q3_file *file);
+
+// Reads exactly size bytes from offset on.
+bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err);
+
+// The whole of a file of at most max_bytes, with a NUL after its last byte that *size does not count.
+// The caller frees *data. A larger file is malformed.
+bool q3_file_load(const char *path, uint64_t max_bytes, char **data, size_t *size, q3_error *err);
+
+// Does something exist at path? (A broken link counts.)
+bool q3_path_exists(const char *path);
+// directory + "/" + name, to free().
+char *q3_path_join(const char *directory, const char *name, q3_error *err);
+
+// A name from an untrusted file that is to become a file name in a directory: one to 255 bytes, no
+// '/', no control characters, not "." or "..".
+bool q3_safe_file_name(const char *name);
+
+// Creates the directory and its missing parents.
+bool q3_directory_create(const char *path, q3_error *err);
+// Makes the directory's entries (new names, renames) survive a crash.
+bool q3_directory_sync(const char *path, q3_error *err);
+
+// A file being written. It lives under "<path>.part" until it is published: synced to the disk and
+// renamed to its final name, in that order. A crash can leave a .part file, never half a file under
+// its final name.
+typedef struct q3_output {
+    int fd;
+    char *path, *part_path;
+    uint64_t size; // bytes appended so far
+} q3_output;
+
+// Starts a file. A left-over .part file is replaced; an existing final file stays as it is until
+// publishing replaces it.
+bool q3_output_create(const char *path, q3_output *output, q3_error *err);
+// Writes at the end, or over what was appended before.
+bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err);
+bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, size_t size,
+                        q3_error *err);
+// fsync, close, rename. On failure the part file is removed. The output is closed either way.
+bool q3_output_publish(q3_output *output, q3_error *err);
+// Closes and removes the part file; a zeroed or finished output is fine.
+void q3_output_abandon(q3_output *output);
+
+// A whole file at once, published.
+bool q3_file_publish(const char *path, const void *data, size_t size, q3_error *err);
+
+// Writes all bytes to a descriptor (standard output, say).
+bool q3_write_all(int fd, const char *name, const void *data, size_t size, q3_error *err);
+
+#endif
