@@ -2,8 +2,8 @@
 //
 // The one error type of all the tools.
 //
-// A function that can fail returns bool and takes a `q3_error *` as its last argument. On failure it
-// returns false and has filled the error: an exit code and one message that names the file, the
+// A function that can fail returns bool and takes a `q3_error *` as its last argument. On failure
+// it returns false and has filled the error: an exit code and one message that names the file, the
 // tensor, what was expected and what was found. A caller passes the error on untouched, or replaces
 // it with one that says more. Only `main` prints it and only `main` exits.
 #ifndef Q3_BASE_ERROR_H

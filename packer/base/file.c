@@ -154,7 +154,8 @@ bool q3_directory_sync(const char *path, q3_error *err)
     const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return q3_fail_errno(err, "%s: cannot open the directory", path);
-    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add then.
+    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add
+    // then.
     const bool ok = fsync(fd) == 0 || errno == EINVAL;
     if (!ok)
         q3_fail_errno(err, "%s: cannot sync the directory", path);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Files: exact reads that survive EINTR and short transfers, and output that appears under its final
-// name only when it is whole and on the disk.
+// Files: exact reads that survive EINTR and short transfers, and output that appears under its
+// final name only when it is whole and on the disk.
 #ifndef Q3_BASE_FILE_H
 #define Q3_BASE_FILE_H
 
@@ -25,8 +25,8 @@ void q3_file_close(q3_file *file);
 // Reads exactly size bytes from offset on.
 bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err);
 
-// The whole of a file of at most max_bytes, with a NUL after its last byte that *size does not count.
-// The caller frees *data. A larger file is malformed.
+// The whole of a file of at most max_bytes, with a NUL after its last byte that *size does not
+// count. The caller frees *data. A larger file is malformed.
 bool q3_file_load(const char *path, uint64_t max_bytes, char **data, size_t *size, q3_error *err);
 
 // Does something exist at path? (A broken link counts.)

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// XXH3 (xxHash 0.8), seed 0: 64 bits for headers and frames, 128 bits for tensors and files. As text
-// a 128-bit hash is its canonical form, high half first: the 32 digits that `xxhsum -H2` prints.
+// XXH3 (xxHash 0.8), seed 0: 64 bits for headers and frames, 128 bits for tensors and files. As
+// text a 128-bit hash is its canonical form, high half first: the 32 digits that `xxhsum -H2`
+// prints.
 #ifndef Q3_BASE_HASH_H
 #define Q3_BASE_HASH_H
 

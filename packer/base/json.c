@@ -22,10 +22,10 @@ typedef struct scanner {
 // comes from the file.
 typedef enum expectation {
     EXPECT_VALUE,
-    EXPECT_VALUE_OR_END,   // after '['
-    EXPECT_KEY,            // after ',' in an object
-    EXPECT_KEY_OR_END,     // after '{'
-    EXPECT_COMMA_OR_END,   // after a value
+    EXPECT_VALUE_OR_END, // after '['
+    EXPECT_KEY,          // after ',' in an object
+    EXPECT_KEY_OR_END,   // after '{'
+    EXPECT_COMMA_OR_END, // after a value
 } expectation;
 
 static void skip_blanks(scanner *scan)
@@ -395,7 +395,9 @@ static void describe_value(const cJSON *item, char *out, size_t capacity)
         snprintf(out, capacity, "%.17g", item->valuedouble);
     else
         snprintf(out, capacity, "%s",
-                 cJSON_IsTrue(item) ? "true" : cJSON_IsFalse(item) ? "false" : "null");
+                 cJSON_IsTrue(item)    ? "true"
+                 : cJSON_IsFalse(item) ? "false"
+                                       : "null");
 }
 
 static bool fail_value(const q3_json *json, const cJSON *item, q3_error *err, const char *expected)

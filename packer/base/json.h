@@ -4,9 +4,10 @@
 //
 // Reading: cJSON builds the tree, but only from text that a stricter pass has accepted: RFC 8259 to
 // the letter (cJSON is lax about numbers, control characters, trailing bytes), UTF-8 without a byte
-// order mark, no "\u0000" (it would cut a name short), no lone surrogate, no number beyond double, no
-// key twice in an object, nesting of at most Q3_JSON_DEPTH_MAX. The getters take a key, say what they
-// expect, and on failure name the file, the path inside it, what was expected and what was found.
+// order mark, no "\u0000" (it would cut a name short), no lone surrogate, no number beyond double,
+// no key twice in an object, nesting of at most Q3_JSON_DEPTH_MAX. The getters take a key, say what
+// they expect, and on failure name the file, the path inside it, what was expected and what was
+// found.
 #ifndef Q3_BASE_JSON_H
 #define Q3_BASE_JSON_H
 
@@ -37,8 +38,8 @@ bool q3_json_fail(const q3_json *json, const cJSON *item, enum q3_exit code, q3_
 // linear in the object: walk large objects with cJSON_ArrayForEach instead.
 const cJSON *q3_json_find(const cJSON *object, const char *key);
 
-// Members that must be there and of the type. Strings and items stay owned by the tree. Numbers must
-// be integers written or equal to one in [min, max], where max is at most 2^53.
+// Members that must be there and of the type. Strings and items stay owned by the tree. Numbers
+// must be integers written or equal to one in [min, max], where max is at most 2^53.
 bool q3_json_object(const q3_json *json, const cJSON *object, const char *key, const cJSON **value,
                     q3_error *err);
 bool q3_json_array(const q3_json *json, const cJSON *object, const char *key, const cJSON **value,
@@ -66,7 +67,8 @@ bool q3_json_item_string(const q3_json *json, const cJSON *item, const char **va
 typedef struct q3_json_writer {
     char *text;
     size_t size, capacity;
-    unsigned depth, inline_depth; // inline_depth: the depth at which one-line layout began, 0 if not
+    unsigned depth,
+        inline_depth; // inline_depth: the depth at which one-line layout began, 0 if not
     bool comma, failed;
 } q3_json_writer;
 

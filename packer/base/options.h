@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The command line of every q3-* program: a table of commands, each with its arguments and options.
-// Parsing, --help, --version and the exit codes come from the table alone, so they cannot drift apart,
-// and a test compares the man pages with it.
+// Parsing, --help, --version and the exit codes come from the table alone, so they cannot drift
+// apart, and a test compares the man pages with it.
 #ifndef Q3_BASE_OPTIONS_H
 #define Q3_BASE_OPTIONS_H
 

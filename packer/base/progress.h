@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One line on a terminal that says what is being done, how much of it, how fast and how long it will
-// take. Nothing is written when standard error is not a terminal.
+// One line on a terminal that says what is being done, how much of it, how fast and how long it
+// will take. Nothing is written when standard error is not a terminal.
 #ifndef Q3_BASE_PROGRESS_H
 #define Q3_BASE_PROGRESS_H
 

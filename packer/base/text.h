@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Small things about text that every tool needs: UTF-8, numbers on a command line, sizes for people.
+// Small things about text that every tool needs: UTF-8, numbers on a command line, sizes for
+// people.
 #ifndef Q3_BASE_TEXT_H
 #define Q3_BASE_TEXT_H
 
@@ -8,13 +9,13 @@
 
 #include <stdint.h>
 
-// The length in bytes (1 to 4) of the well-formed UTF-8 sequence at `text`, or 0 when the bytes there
-// are not one: overlong forms, surrogates, values above U+10FFFF, a sequence cut short by `size`.
-// (The Unicode Standard, table 3-7.)
+// The length in bytes (1 to 4) of the well-formed UTF-8 sequence at `text`, or 0 when the bytes
+// there are not one: overlong forms, surrogates, values above U+10FFFF, a sequence cut short by
+// `size`. (The Unicode Standard, table 3-7.)
 size_t q3_utf8_length(const uint8_t *text, size_t size);
 
-// Decimal number from the whole of `text`: digits only, no sign, no blanks. False when it is not one
-// or lies outside [min, max].
+// Decimal number from the whole of `text`: digits only, no sign, no blanks. False when it is not
+// one or lies outside [min, max].
 bool q3_parse_u64(const char *text, uint64_t min, uint64_t max, uint64_t *value);
 bool q3_parse_double(const char *text, double min, double max, double *value);
 
@@ -22,8 +23,9 @@ bool q3_parse_double(const char *text, double min, double max, double *value);
 // K, M, G or T (with or without "B" or "iB").
 bool q3_parse_size(const char *text, uint64_t *bytes);
 
-// Set of small numbers from a list such as "0-7,12". members[n] becomes true for each number n < count
-// named. False with a message that names `what` for bad syntax, a reversed range or n >= count.
+// Set of small numbers from a list such as "0-7,12". members[n] becomes true for each number n <
+// count named. False with a message that names `what` for bad syntax, a reversed range or n >=
+// count.
 bool q3_parse_ranges(const char *what, const char *text, uint32_t count, bool *members,
                      q3_error *err);
 
