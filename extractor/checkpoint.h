@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A checkpoint as Hugging Face saves it: safetensors shards and the index that says which shard
+// holds which tensor. The index is the only authority on where a tensor is; the shards' headers say
+// what it is. Nothing of the weights is read here.
+//
+// A checkpoint can be wrong in many places at once, and a verifier wants to hear of all of them. So
+// what is wrong is told to a listener, one problem at a time, each with a message that stands
+// alone; q3_checkpoint_open fails with the first.
+#ifndef Q3_CHECKPOINT_H
+#define Q3_CHECKPOINT_H
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "model/inventory.h"
+
+// A tensor of the checkpoint: what its shard's header says.
+typedef struct q3_stored_tensor {
+    q3_tensor tensor; // the name is owned by the checkpoint
+    uint32_t shard;   // index into shards
+    uint64_t offset;  // of its bytes, from the beginning of the shard
+} q3_stored_tensor;
+
+typedef struct q3_shard {
+    char *name;
+    bool present; // false: the file does not exist
+    bool read;    // present, and its header is sound: its tensors are in the list
+    uint64_t size;
+    uint64_t header_bytes;  // where the data begin: 8 + the header's length
+    q3_hash128 header_hash; // of those bytes
+} q3_shard;
+
+typedef struct q3_checkpoint {
+    char *directory;
+    q3_shard *shards; // sorted by name
+    uint32_t shard_count;
+    q3_stored_tensor *tensors; // sorted by name, no name twice
+    size_t tensor_count;
+    uint64_t bytes; // of all tensors
+    char **strings; // what the names above point to
+    size_t string_count, string_capacity;
+} q3_checkpoint;
+
+typedef enum q3_problem_kind {
+    Q3_PROBLEM_MALFORMED,    // an index or shard that breaks its format's rules
+    Q3_PROBLEM_SHARD_ABSENT, // a shard that the index names does not exist; subject is the shard
+    Q3_PROBLEM_SHARD_LACKS,  // the index puts a tensor in a shard that does not hold it
+    Q3_PROBLEM_UNLISTED,     // a shard holds a tensor that the index does not list
+    Q3_PROBLEM_ELSEWHERE,    // a shard holds a tensor that the index gives to another shard
+    Q3_PROBLEM_TOTAL,        // the index's total_size is not the sum of the tensors' sizes
+} q3_problem_kind;
+
+typedef struct q3_problem {
+    q3_problem_kind kind;
+    const char *subject; // the tensor or shard
+    q3_error error;      // code and message
+} q3_problem;
+
+// Returns true to go on and hear of further problems, false to stop.
+typedef bool q3_problem_listener(void *context, const q3_problem *problem);
+
+// Reads the index (model.safetensors.index.json, or a lone model.safetensors) and all the shards'
+// headers. False, with *err, only when going on makes no sense (no index, no memory, the listener
+// said stop). With problems told and not stopped, the checkpoint holds whatever is sound.
+bool q3_checkpoint_survey(const char *directory, q3_problem_listener *listener, void *context,
+                          q3_checkpoint *checkpoint, q3_error *err);
+
+// The same for those who need all of it to be right: fails with the first problem.
+bool q3_checkpoint_open(const char *directory, q3_checkpoint *checkpoint, q3_error *err);
+void q3_checkpoint_close(q3_checkpoint *checkpoint); // a zeroed or closed one is fine
+
+// The tensor with this name, or NULL.
+const q3_stored_tensor *q3_checkpoint_find(const q3_checkpoint *checkpoint, const char *name);
+// Path of a file in the checkpoint's directory, to free().
+char *q3_checkpoint_path(const q3_checkpoint *checkpoint, const char *name, q3_error *err);
+
+// Opens a shard for reading tensors' bytes, and checks that its size is still the one seen.
+bool q3_checkpoint_open_shard(const q3_checkpoint *checkpoint, uint32_t shard, q3_file *file,
+                              q3_error *err);
+
+#endif

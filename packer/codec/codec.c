@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codec.h"
+
+#include "split_zstd.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const names[] = {[Q3_CODEC_RAW] = "raw", [Q3_CODEC_ZSTD] = "zstd"};
+
+enum { CODECS = sizeof names / sizeof *names };
+
+const char *q3_codec_name(unsigned codec)
+{
+    return codec < CODECS ? names[codec] : NULL;
+}
+
+bool q3_codec_parse(const char *name, q3_codec *codec)
+{
+    for (unsigned i = 0; i < CODECS; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *codec = (q3_codec)i;
+            return true;
+        }
+    return false;
+}
+
+bool q3_codec_takes(q3_codec codec, q3_dtype dtype)
+{
+    return codec == Q3_CODEC_RAW || dtype == Q3_BF16;
+}
+
+struct q3_coder {
+    q3_split_zstd zstd;
+};
+
+q3_coder *q3_coder_create(q3_error *err)
+{
+    return q3_alloc_zeroed(1, sizeof(q3_coder), err);
+}
+
+void q3_coder_destroy(q3_coder *coder)
+{
+    if (!coder)
+        return;
+    q3_split_zstd_free(&coder->zstd);
+    free(coder);
+}
+
+bool q3_codec_encode(q3_coder *coder, q3_codec *codec, q3_dtype dtype, const void *raw,
+                     size_t raw_bytes, void *stored, size_t *stored_bytes, q3_error *err)
+{
+    if (*codec == Q3_CODEC_ZSTD && q3_codec_takes(*codec, dtype)) {
+        if (!q3_split_zstd_encode(&coder->zstd, raw, raw_bytes, stored, stored_bytes, err))
+            return false;
+        if (*stored_bytes < raw_bytes)
+            return true;
+    }
+    *codec = Q3_CODEC_RAW;
+    *stored_bytes = raw_bytes;
+    memcpy(stored, raw, raw_bytes);
+    return true;
+}
+
+bool q3_codec_decode(q3_coder *coder, q3_codec codec, const void *stored, size_t stored_bytes,
+                     void *raw, size_t raw_bytes, q3_error *err)
+{
+    switch (codec) {
+    case Q3_CODEC_RAW:
+        if (stored_bytes != raw_bytes)
+            return q3_fail(err, Q3_MALFORMED, "raw frame: expected %zu stored bytes, found %zu",
+                           raw_bytes, stored_bytes);
+        memcpy(raw, stored, raw_bytes);
+        return true;
+    case Q3_CODEC_ZSTD:
+        return q3_split_zstd_decode(&coder->zstd, stored, stored_bytes, raw, raw_bytes, err);
+    }
+    return q3_fail(err, Q3_MALFORMED, "unknown codec %u", (unsigned)codec);
+}

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Codecs: how the bytes of one frame are stored. A frame is the unit of everything: compression,
+// checksum, parallel work, partial reads. FORMAT.md defines each codec to the byte.
+#ifndef Q3_CODEC_CODEC_H
+#define Q3_CODEC_CODEC_H
+
+#include "base/error.h"
+#include "model/tensor.h"
+
+// The numbers stand in pack files and never change. 2 is kept for the bit-plane codec.
+typedef enum q3_codec {
+    Q3_CODEC_RAW = 0,  // the bytes as they are
+    Q3_CODEC_ZSTD = 1, // bf16 only: sign and mantissa as they are, exponents as Huffman-only zstd
+} q3_codec;
+
+// "raw", "zstd"; NULL for a number that is no codec.
+const char *q3_codec_name(unsigned codec);
+bool q3_codec_parse(const char *name, q3_codec *codec);
+
+// Can this codec be asked to store elements of this type? Raw stores all.
+bool q3_codec_takes(q3_codec codec, q3_dtype dtype);
+
+enum { Q3_FRAME_BYTES_MAX = 16 << 20 }; // of a frame's raw bytes; its stored bytes are never more
+
+// What encoding and decoding need beside the data: one for each thread.
+typedef struct q3_coder q3_coder;
+q3_coder *q3_coder_create(q3_error *err);
+void q3_coder_destroy(q3_coder *coder); // NULL is fine
+
+// Stores raw_bytes (at most Q3_FRAME_BYTES_MAX) in `stored`, which has room for as many. *codec is
+// the codec asked for and becomes the one used: a frame that does not shrink is stored raw.
+bool q3_codec_encode(q3_coder *coder, q3_codec *codec, q3_dtype dtype, const void *raw,
+                     size_t raw_bytes, void *stored, size_t *stored_bytes, q3_error *err);
+
+// Recovers exactly raw_bytes from stored bytes of whatever content: never reads or writes outside,
+// and fails (Q3_MALFORMED) when they do not make raw_bytes.
+bool q3_codec_decode(q3_coder *coder, q3_codec codec, const void *stored, size_t stored_bytes,
+                     void *raw, size_t raw_bytes, q3_error *err);
+
+#endif
