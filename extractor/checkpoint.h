@@ -30,24 +30,34 @@ typedef struct q3_shard {
     q3_hash128 header_hash; // of those bytes
 } q3_shard;
 
+// An entry of the index.
+typedef struct q3_listed_tensor {
+    const char *name;
+    uint32_t shard; // index into shards
+    bool found;     // the shard's header has it
+} q3_listed_tensor;
+
 typedef struct q3_checkpoint {
     char *directory;
+    q3_listed_tensor *listed; // sorted by name: what the index says
+    size_t listed_count;
     q3_shard *shards; // sorted by name
     uint32_t shard_count;
     q3_stored_tensor *tensors; // sorted by name, no name twice
     size_t tensor_count;
     uint64_t bytes; // of all tensors
-    char **strings; // what the names above point to
-    size_t string_count, string_capacity;
+    char **names;   // what the names above point to
+    size_t name_count, name_capacity;
 } q3_checkpoint;
 
 typedef enum q3_problem_kind {
     Q3_PROBLEM_MALFORMED,    // an index or shard that breaks its format's rules
     Q3_PROBLEM_SHARD_ABSENT, // a shard that the index names does not exist; subject is the shard
     Q3_PROBLEM_SHARD_LACKS,  // the index puts a tensor in a shard that does not hold it
-    Q3_PROBLEM_UNLISTED,     // a shard holds a tensor that the index does not list
-    Q3_PROBLEM_ELSEWHERE,    // a shard holds a tensor that the index gives to another shard
-    Q3_PROBLEM_TOTAL,        // the index's total_size is not the sum of the tensors' sizes
+    Q3_PROBLEM_UNLISTED,  // a shard holds a tensor, or the directory a shard, that the index does
+                          // not list
+    Q3_PROBLEM_ELSEWHERE, // a shard holds a tensor that the index gives to another shard
+    Q3_PROBLEM_TOTAL,     // the index's total_size is not the sum of the tensors' sizes
 } q3_problem_kind;
 
 typedef struct q3_problem {
@@ -65,11 +75,14 @@ typedef bool q3_problem_listener(void *context, const q3_problem *problem);
 bool q3_checkpoint_survey(const char *directory, q3_problem_listener *listener, void *context,
                           q3_checkpoint *checkpoint, q3_error *err);
 
-// The same for those who need all of it to be right: fails with the first problem.
+// The same for those who need all of it to be right: fails with the first problem (but lets a wrong
+// total_size pass: it is a comment of the index, and nothing depends on it).
 bool q3_checkpoint_open(const char *directory, q3_checkpoint *checkpoint, q3_error *err);
 void q3_checkpoint_close(q3_checkpoint *checkpoint); // a zeroed or closed one is fine
 
-// The tensor with this name, or NULL.
+// What the index says of this name, or NULL: the index does not list it.
+const q3_listed_tensor *q3_checkpoint_listed(const q3_checkpoint *checkpoint, const char *name);
+// The tensor with this name, or NULL: never listed, its shard absent, or its shard lacks it.
 const q3_stored_tensor *q3_checkpoint_find(const q3_checkpoint *checkpoint, const char *name);
 // Path of a file in the checkpoint's directory, to free().
 char *q3_checkpoint_path(const q3_checkpoint *checkpoint, const char *name, q3_error *err);
