@@ -87,6 +87,8 @@ bool q3_pack_check_padding(const q3_pack *pack, q3_error *err);
 uint32_t q3_frame_cut(const q3_tensor *tensor);
 // How many frames that makes.
 uint32_t q3_frame_count(const q3_tensor *tensor);
+// Bytes of header and directory for so many tensors and frames, and bytes of names.
+uint64_t q3_pack_head_bytes(uint64_t tensors, uint64_t frames, uint64_t name_bytes);
 
 typedef struct q3_pack_writer q3_pack_writer;
 

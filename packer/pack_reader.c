@@ -338,10 +338,10 @@ static bool check_zero(const q3_pack *pack, uint64_t from, uint64_t to, q3_error
 
 bool q3_pack_check_padding(const q3_pack *pack, q3_error *err)
 {
-    uint64_t end = HEADER_BYTES;
+    uint64_t names = 0;
     for (uint32_t i = 0; i < pack->tensor_count; i++)
-        end += TENSOR_BYTES + strlen(pack->tensors[i].tensor.name);
-    end += (uint64_t)pack->frame_count * FRAME_RECORD_BYTES;
+        names += strlen(pack->tensors[i].tensor.name);
+    uint64_t end = q3_pack_head_bytes(pack->tensor_count, pack->frame_count, names);
     for (uint32_t i = 0; i < pack->frame_count; i++) {
         if (!check_zero(pack, end, pack->frames[i].offset, err))
             return false;

@@ -28,6 +28,11 @@ uint32_t q3_frame_count(const q3_tensor *tensor)
     return tensor->bytes ? (uint32_t)((tensor->bytes - 1) / q3_frame_cut(tensor) + 1) : 0;
 }
 
+uint64_t q3_pack_head_bytes(uint64_t tensors, uint64_t frames, uint64_t name_bytes)
+{
+    return HEADER_BYTES + tensors * TENSOR_BYTES + frames * FRAME_RECORD_BYTES + name_bytes;
+}
+
 struct q3_pack_writer {
     q3_output output;
     q3_hasher *hasher; // over the raw bytes of the tensor at work
@@ -50,15 +55,15 @@ bool q3_pack_writer_create(const char *path, const q3_tensor *tensors, uint32_t 
         names += strlen(tensors[i].name);
         frames += q3_frame_count(&tensors[i]);
     }
-    const uint64_t directory = (uint64_t)count * TENSOR_BYTES + frames * FRAME_RECORD_BYTES + names;
-    if (directory > DIRECTORY_BYTES_MAX)
+    const uint64_t head_bytes = q3_pack_head_bytes(count, frames, names);
+    if (head_bytes > DIRECTORY_BYTES_MAX)
         return q3_fail(err, Q3_FAILED, "%s: a directory of %" PRIu64 " bytes is too large", path,
-                       directory);
+                       head_bytes);
     q3_pack_writer *writer = q3_alloc_zeroed(1, sizeof *writer, err);
     if (!writer)
         return false;
     writer->output.fd = -1;
-    writer->head_bytes = (size_t)(HEADER_BYTES + directory);
+    writer->head_bytes = (size_t)head_bytes;
     writer->tensor_count = count;
     writer->frame_count = (uint32_t)frames;
     writer->tensors = q3_alloc(count, sizeof *writer->tensors, err);

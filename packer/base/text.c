@@ -102,6 +102,10 @@ bool q3_parse_size(const char *text, uint64_t *bytes)
 bool q3_parse_ranges(const char *what, const char *text, uint32_t count, bool *members,
                      q3_error *err)
 {
+    for (uint32_t i = 0; i < count && !text; i++)
+        members[i] = true;
+    if (!text)
+        return true;
     const char *at = text;
     for (;;) {
         uint64_t bound[2];

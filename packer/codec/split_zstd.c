@@ -5,8 +5,8 @@
 #include "codec.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <zstd.h>
-#include <zstd_errors.h>
 
 enum {
     BLOCK_BYTES = ZSTD_BLOCKSIZE_MAX,
@@ -62,7 +62,10 @@ bool q3_split_zstd_encode(q3_split_zstd *state, const void *raw, size_t raw_byte
     *stored_bytes = raw_bytes;
     if (count == 0)
         return true;
-    if (!q3_grow(&state->plane, &state->plane_capacity, count, 1, err) ||
+    // Compressed with room to spare and moved if it pays: with a tight target some versions of zstd
+    // fail in ways that cannot be told from real errors.
+    const size_t bound = ZSTD_compressBound(count);
+    if (!q3_grow(&state->plane, &state->plane_capacity, count + bound, 1, err) ||
         !prepare_encoder(state, err))
         return false;
     const uint8_t *from = raw;
@@ -80,12 +83,14 @@ bool q3_split_zstd_encode(q3_split_zstd *state, const void *raw, size_t raw_byte
         blocks[block_count++] =
             (ZSTD_Sequence){.litLength = (unsigned)(left < BLOCK_BYTES ? left : BLOCK_BYTES)};
     }
-    const size_t size = ZSTD_compressSequences(state->compress, low + count, raw_bytes - count,
-                                               blocks, block_count, high, count);
-    if (!ZSTD_isError(size))
-        *stored_bytes = count + size;
-    else if (ZSTD_getErrorCode(size) != ZSTD_error_dstSize_tooSmall)
+    const size_t size = ZSTD_compressSequences(state->compress, high + count, bound, blocks,
+                                               block_count, high, count);
+    if (ZSTD_isError(size))
         return q3_fail(err, Q3_FAILED, "zstd: %s", ZSTD_getErrorName(size));
+    if (size < count) {
+        memcpy(low + count, high + count, size);
+        *stored_bytes = count + size;
+    }
     return true;
 }
 

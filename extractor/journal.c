@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "journal.h"
+
+#include "base/file.h"
+#include "base/text.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+enum { JOURNAL_BYTES_MAX = 256 << 20 };
+
+static const char journal_name[] = "extract.journal";
+static const char first_line[] = "q3-extract journal 1\n";
+
+typedef struct journal_entry {
+    q3_place place;
+    uint64_t size;
+    q3_hash128 root;
+} journal_entry;
+
+struct q3_journal {
+    char *path;
+    int fd;
+    journal_entry *entries; // of earlier runs, sorted by place
+    size_t count;
+};
+
+static int compare_entries(const void *a, const void *b)
+{
+    return q3_place_compare(&((const journal_entry *)a)->place, &((const journal_entry *)b)->place);
+}
+
+static bool is_empty_directory(const char *path, bool *empty, q3_error *err)
+{
+    DIR *stream = opendir(path);
+    if (!stream)
+        return q3_fail_errno(err, "%s: cannot list the directory", path);
+    *empty = true;
+    const struct dirent *entry;
+    while ((entry = readdir(stream)) != NULL)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            *empty = false;
+    closedir(stream);
+    return true;
+}
+
+// The first line in which the request differs from the journal's, said as what was asked before.
+static bool fail_request(const char *path, const char *before, const char *now, q3_error *err)
+{
+    while (*before && *now) {
+        const size_t a = strcspn(before, "\n"), b = strcspn(now, "\n");
+        if (a != b || memcmp(before, now, a) != 0)
+            return q3_fail(err, Q3_REFUSED,
+                           "%s: an unfinished extraction was asked for otherwise: before \"%.*s\", "
+                           "now \"%.*s\"",
+                           path, (int)a, before, (int)b, now);
+        before += a + (before[a] == '\n');
+        now += b + (now[b] == '\n');
+    }
+    return q3_fail(err, Q3_REFUSED, "%s: an unfinished extraction was asked for otherwise", path);
+}
+
+static bool parse_entry(char *line, journal_entry *entry)
+{
+    char *rest = NULL;
+    const char *word = strtok_r(line, " ", &rest);
+    const char *path = strtok_r(NULL, " ", &rest), *size = strtok_r(NULL, " ", &rest);
+    const char *root = strtok_r(NULL, " ", &rest);
+    return word && strcmp(word, "file") == 0 && path && size && root &&
+           !strtok_r(NULL, " ", &rest) && q3_place_parse(path, &entry->place) &&
+           q3_parse_u64(size, 0, UINT64_MAX, &entry->size) && q3_hash128_parse(root, &entry->root);
+}
+
+static bool parse(q3_journal *journal, char *text, size_t size, const char *request, q3_error *err)
+{
+    const size_t first = sizeof first_line - 1, wanted = strlen(request);
+    if (strlen(text) != size || strncmp(text, first_line, first) != 0)
+        return q3_fail(err, Q3_MALFORMED, "%s: not a journal of q3-extract", journal->path);
+    if (strncmp(text + first, request, wanted) != 0)
+        return fail_request(journal->path, text + first, request, err);
+    size_t capacity = 0;
+    char *line = text + first + wanted;
+    for (char *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
+        *end = 0;
+        if (!q3_grow(&journal->entries, &capacity, journal->count + 1, sizeof *journal->entries,
+                     err))
+            return false;
+        if (!parse_entry(line, &journal->entries[journal->count]))
+            return q3_fail(err, Q3_MALFORMED, "%s: damaged line \"%s\"", journal->path, line);
+        journal->count++;
+    }
+    // What a torn last line left must not run into the next one.
+    if (ftruncate(journal->fd, line - text) != 0)
+        return q3_fail_errno(err, "%s: cannot truncate", journal->path);
+    if (journal->count)
+        qsort(journal->entries, journal->count, sizeof *journal->entries, compare_entries);
+    return true;
+}
+
+static bool create(q3_journal *journal, const char *directory, const char *request, q3_error *err)
+{
+    // Published as a whole: a journal exists with its request or not at all.
+    char *text = q3_format(err, "%s%s", first_line, request);
+    const bool ok = text && q3_file_publish(journal->path, text, strlen(text), err) &&
+                    q3_directory_sync(directory, err);
+    free(text);
+    return ok;
+}
+
+static bool take_up(q3_journal *journal, const char *request, q3_error *err)
+{
+    journal->fd = open(journal->path, O_RDWR | O_APPEND | O_CLOEXEC);
+    if (journal->fd < 0)
+        return q3_fail_errno(err, "%s: cannot open", journal->path);
+    if (flock(journal->fd, LOCK_EX | LOCK_NB) != 0)
+        return errno == EWOULDBLOCK
+                   ? q3_fail(err, Q3_REFUSED, "%s: another extraction is at work here",
+                             journal->path)
+                   : q3_fail_errno(err, "%s: cannot lock", journal->path);
+    char *text;
+    size_t size;
+    if (!q3_file_load(journal->path, JOURNAL_BYTES_MAX, &text, &size, err))
+        return false;
+    const bool ok = parse(journal, text, size, request, err);
+    free(text);
+    return ok;
+}
+
+bool q3_journal_open(const char *directory, const char *request, q3_journal **result, q3_error *err)
+{
+    *result = NULL;
+    q3_journal *journal = q3_alloc_zeroed(1, sizeof *journal, err);
+    if (!journal)
+        return false;
+    journal->fd = -1;
+    bool empty = false;
+    char *finished = NULL;
+    bool ok = q3_directory_create(directory, err) &&
+              (journal->path = q3_path_join(directory, journal_name, err)) &&
+              (finished = q3_path_join(directory, "pack.json", err)) &&
+              is_empty_directory(directory, &empty, err);
+    if (ok && q3_path_exists(finished))
+        ok = q3_fail(err, Q3_REFUSED, "%s: holds a finished extraction (pack.json exists)",
+                     directory);
+    if (ok && !q3_path_exists(journal->path))
+        ok = empty ? create(journal, directory, request, err)
+                   : q3_fail(err, Q3_REFUSED, "%s: is not empty and holds no unfinished extraction",
+                             directory);
+    ok = ok && take_up(journal, request, err);
+    free(finished);
+    if (ok)
+        *result = journal;
+    else
+        q3_journal_close(journal);
+    return ok;
+}
+
+void q3_journal_close(q3_journal *journal)
+{
+    if (!journal)
+        return;
+    if (journal->fd >= 0)
+        close(journal->fd);
+    free(journal->entries);
+    free(journal->path);
+    free(journal);
+}
+
+bool q3_journal_finish(q3_journal *journal, q3_error *err)
+{
+    const bool ok =
+        unlink(journal->path) == 0 || q3_fail_errno(err, "%s: cannot remove", journal->path);
+    q3_journal_close(journal);
+    return ok;
+}
+
+bool q3_journal_find(const q3_journal *journal, const q3_place *place, uint64_t *size,
+                     q3_hash128 *root)
+{
+    const journal_entry key = {.place = *place};
+    const journal_entry *entry = journal->count ? bsearch(&key, journal->entries, journal->count,
+                                                          sizeof key, compare_entries)
+                                                : NULL;
+    if (!entry)
+        return false;
+    *size = entry->size;
+    *root = entry->root;
+    return true;
+}
+
+bool q3_journal_record(q3_journal *journal, const q3_place *place, uint64_t size, q3_hash128 root,
+                       q3_error *err)
+{
+    char path[Q3_PLACE_PATH_MAX], hash[Q3_HASH_TEXT], line[160];
+    const int length = snprintf(line, sizeof line, "file %s %" PRIu64 " %s\n",
+                                q3_place_path(place, path), size, q3_hash128_text(root, hash));
+    if (!q3_write_all(journal->fd, journal->path, line, (size_t)length, err))
+        return false;
+    return fdatasync(journal->fd) == 0 || q3_fail_errno(err, "%s: cannot sync", journal->path);
+}
