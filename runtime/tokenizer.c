@@ -155,6 +155,10 @@ static bool read_vocab(q3_tokenizer *tokenizer, const q3_json *json, size_t text
     uint32_t count = 0; // fits: a member takes several of at most FILE_BYTES_MAX bytes
     for (const cJSON *member = json->root->child; member; member = member->next)
         count++;
+    if (count < 256)
+        return q3_fail(err, Q3_MALFORMED,
+                       "%s: expected a token for each of the 256 bytes, found %" PRIu32 " tokens",
+                       json->name, count);
     tokenizer->base_count = count;
     tokenizer->tokens = q3_alloc_zeroed(count, sizeof *tokenizer->tokens, err);
     // A spelling is never shorter than what it spells.
@@ -384,9 +388,18 @@ static bool read_merge(q3_tokenizer *tokenizer, const q3_tokenizer_files *files,
     if (!read_spelling(byte_of, right, scratch + left_size, &right_size) ||
         !find_base(tokenizer, (q3_bytes){scratch + left_size, right_size}, &pair->right))
         return fail_merge(files, pair->line, right, "expected a token of the vocabulary", err);
-    if (!find_base(tokenizer, (q3_bytes){scratch, left_size + right_size}, merged))
-        return fail_merge(files, pair->line, line, "the merged token is not in the vocabulary",
-                          err);
+    const q3_bytes both = {scratch, left_size + right_size};
+    // Trainers number tokens as they merge them: where to look first.
+    const uint64_t likely = 256 + (uint64_t)tokenizer->merge_count;
+    if (likely < tokenizer->base_count) {
+        const q3_bytes content = tokenizer->tokens[likely].content;
+        *merged = (uint32_t)likely;
+        if (content.size == both.size && memcmp(content.data, both.data, both.size) == 0)
+            return true;
+    }
+    if (!find_base(tokenizer, both, merged))
+        return fail_merge(files, pair->line, line,
+                          "expected a merge into a token of the vocabulary", err);
     return true;
 }
 
