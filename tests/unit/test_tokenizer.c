@@ -594,10 +594,9 @@ static const bad_file bad_files[] = {
      "merges.txt: line 3: expected a token of the vocabulary, found \"cc\""},
     {"merge into an unknown token", MERGES, "b c", "b d",
      "merges.txt: line 3: expected a merge into a token of the vocabulary, found \"ab d\""},
-    {"merge of an added token", MERGES, "b c", "<a> b",
-     "merges.txt: line 3: expected a token of the vocabulary, found \"a<a>\""},
-    {"merge twice", MERGES, "b c", "a b",
-     "merges.txt: line 3: expected a merge into a token of the vocabulary, found \"aa b\""},
+    {"merge of an added token", MERGES, "\nb c", "\n<a> b",
+     "merges.txt: line 4: expected a token of the vocabulary, found \"<a>\""},
+    {"merge twice", MERGES, "\nb c", "\na b", "merges.txt: line 4 repeats the merge of line 2"},
     {"merges not UTF-8", MERGES, "b c",
      "\xff"
      " c",
