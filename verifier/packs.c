@@ -16,7 +16,8 @@
 
 enum { SLOTS_PER_THREAD = 4, COPY_BYTES_MAX = 256 << 20 };
 
-static const char part_suffix[] = ".part";
+// What a run of q3-extract that is ended leaves behind.
+static const char part_suffix[] = ".part", journal_name[] = "extract.journal";
 
 // The checkpoint that the pack was made from.
 typedef struct source {
@@ -660,10 +661,12 @@ static bool check_strays(check *c, q3_error *err)
         if (bsearch(&path, known.paths, known.count, sizeof *known.paths, compare_paths))
             continue;
         const size_t length = strlen(path), suffix = sizeof part_suffix - 1;
-        const bool is_part = length > suffix && strcmp(path + length - suffix, part_suffix) == 0;
+        const bool is_part =
+            (length > suffix && strcmp(path + length - suffix, part_suffix) == 0) ||
+            strcmp(path, journal_name) == 0;
         ok = q3_findings_add(c->report, &(q3_finding){.kind = Q3_FINDING_STRAY, .file = path}, err,
                              "%s/%s: %s", c->set->directory, path,
-                             is_part ? "left over from a write that did not finish"
+                             is_part ? "left over from an extraction that was ended"
                                      : "pack.json does not list it");
     }
     free_paths(&known);

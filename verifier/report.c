@@ -83,36 +83,47 @@ typedef struct group {
     uint64_t count;
 } group;
 
-// Counts the findings of a kind behind the first Q3_FINDINGS_SHOWN by group, as many groups as are
-// shown; *others is what belongs to further groups.
-static unsigned count_groups(const q3_findings *report, q3_finding_kind kind,
-                             group groups[GROUPS_SHOWN], uint64_t *others)
+static int compare_names(const void *a, const void *b)
 {
-    unsigned used = 0;
+    return strcmp(((const group *)a)->name, ((const group *)b)->name);
+}
+
+static int compare_counts(const void *a, const void *b)
+{
+    const group *left = a, *right = b;
+    const int order = (left->count < right->count) - (left->count > right->count);
+    return order ? order : compare_names(a, b);
+}
+
+// The groups of the findings of a kind behind the first Q3_FINDINGS_SHOWN, the largest first. NULL
+// when memory runs out: a report then goes without them.
+static group *count_groups(const q3_findings *report, q3_finding_kind kind, size_t *count)
+{
+    q3_error ignored;
     uint64_t seen = 0;
-    *others = 0;
-    for (size_t i = 0; i < report->count; i++) {
-        const q3_finding *finding = &report->findings[i];
-        if (finding->kind != kind || seen++ < Q3_FINDINGS_SHOWN)
-            continue;
-        unsigned at = 0;
-        while (finding->group && at < used && strcmp(groups[at].name, finding->group) != 0)
-            at++;
-        if (!finding->group || at == GROUPS_SHOWN) {
-            ++*others;
-            continue;
-        }
-        if (at == used)
-            groups[used++] = (group){finding->group, 0};
-        groups[at].count++;
-    }
-    return used;
+    size_t named = 0;
+    *count = 0;
+    group *groups = q3_alloc((size_t)report->counts[kind], sizeof *groups, &ignored);
+    for (size_t i = 0; groups && i < report->count; i++)
+        if (report->findings[i].kind == kind && seen++ >= Q3_FINDINGS_SHOWN &&
+            report->findings[i].group)
+            groups[named++] = (group){report->findings[i].group, 1};
+    if (named == 0)
+        return groups;
+    qsort(groups, named, sizeof *groups, compare_names);
+    for (size_t i = 0; i < named; i++)
+        if (*count && strcmp(groups[*count - 1].name, groups[i].name) == 0)
+            groups[*count - 1].count++;
+        else
+            groups[(*count)++] = groups[i];
+    qsort(groups, *count, sizeof *groups, compare_counts);
+    return groups;
 }
 
 static void print_kind(const q3_findings *report, q3_finding_kind kind, FILE *file)
 {
     char number[Q3_GROUPED_MAX], name[1024];
-    uint64_t shown = 0, others;
+    uint64_t shown = 0;
     fprintf(file, "%s (%s):\n", kind_names[kind], q3_grouped(report->counts[kind], number));
     for (size_t i = 0; i < report->count && shown < Q3_FINDINGS_SHOWN; i++)
         if (report->findings[i].kind == kind) {
@@ -121,13 +132,16 @@ static void print_kind(const q3_findings *report, q3_finding_kind kind, FILE *fi
         }
     if (report->counts[kind] == shown)
         return;
-    group groups[GROUPS_SHOWN];
-    const unsigned count = count_groups(report, kind, groups, &others);
-    fprintf(file, "  and %s more:\n", q3_grouped(report->counts[kind] - shown, number));
-    for (unsigned i = 0; i < count; i++) {
+    size_t count;
+    group *groups = count_groups(report, kind, &count);
+    uint64_t others = report->counts[kind] - shown;
+    fprintf(file, "  and %s more:\n", q3_grouped(others, number));
+    for (size_t i = 0; i < count && i < GROUPS_SHOWN; i++) {
         q3_printable(name, sizeof name, groups[i].name);
         fprintf(file, "    %s in %s\n", q3_grouped(groups[i].count, number), name);
+        others -= groups[i].count;
     }
+    free(groups);
     if (others)
         fprintf(file, "    %s others (--json lists all)\n", q3_grouped(others, number));
 }

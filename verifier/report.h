@@ -58,7 +58,8 @@ bool q3_findings_add(q3_findings *report, const q3_finding *finding, q3_error *e
 void q3_findings_free(q3_findings *report);
 
 // For people: findings by kind, the first Q3_FINDINGS_SHOWN of each kind in full and the others
-// counted by group, and a last line such as "0 differences in 2,610 tensors".
+// counted by group, the largest groups first, and a last line such as "0 differences in 2,610
+// tensors".
 enum { Q3_FINDINGS_SHOWN = 20 };
 void q3_findings_print(const q3_findings *report, FILE *file);
 
