@@ -477,8 +477,8 @@ static bool check_files(check *c, q3_workers *workers, q3_error *err)
 
 // ---- what pack.json says of the components ----
 
-static bool check_count(check *c, const char *component, const char *what, uint64_t expected,
-                        uint64_t found, q3_error *err)
+static bool check_count(check *c, const char *component, const char *unit, const char *where,
+                        uint64_t expected, uint64_t found, q3_error *err)
 {
     char wanted[24], actual[24];
     if (expected == found)
@@ -489,7 +489,8 @@ static bool check_count(check *c, const char *component, const char *what, uint6
         c->report,
         &(q3_finding){
             .kind = Q3_FINDING_INDEX, .file = "pack.json", .expected = wanted, .found = actual},
-        err, "pack.json: component %s: expected %s %s, found %s", component, what, wanted, actual);
+        err, "pack.json: component %s: expected %s %s %s, found %s", component, wanted, unit, where,
+        actual);
 }
 
 static bool check_components(check *c, q3_error *err)
@@ -503,15 +504,15 @@ static bool check_components(check *c, q3_error *err)
     for (unsigned i = 0; i < Q3_COMPONENTS; i++) {
         const q3_set_component *stated = &c->set->components[i];
         const char *name = q3_component_name((q3_component)i);
-        if (!check_count(c, name, "tensors in the whole of it", whole[i].expected_tensors,
+        if (!check_count(c, name, "tensors", "in the whole of it", whole[i].expected_tensors,
                          stated->expected_tensors, err) ||
-            !check_count(c, name, "bytes in the whole of it", whole[i].expected_bytes,
+            !check_count(c, name, "bytes", "in the whole of it", whole[i].expected_bytes,
                          stated->expected_bytes, err))
             return false;
         // With a damaged file the sums say nothing new.
-        if (c->all_sound[i] && (!check_count(c, name, "tensors as in the pack files",
+        if (c->all_sound[i] && (!check_count(c, name, "tensors", "as in the pack files",
                                              c->held[i].tensors, stated->tensors, err) ||
-                                !check_count(c, name, "bytes as in the pack files",
+                                !check_count(c, name, "bytes", "as in the pack files",
                                              c->held[i].bytes, stated->bytes, err)))
             return false;
     }
