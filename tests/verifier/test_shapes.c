@@ -42,6 +42,8 @@ typedef struct world {
     q3_listing_entry *sound; // the listing of the untouched checkpoint, sorted
     size_t count;
     q3_listing_entry *entries; // scratch: room for one more
+    q3_expectation compared;   // all that is expected, or a part of it
+    char *scratch, *pack;      // a pack directory of everything
 } world;
 
 static int create_world(void **state)
@@ -63,6 +65,9 @@ static int create_world(void **state)
             (q3_listing_entry){.tensor = w->checkpoint.tensors[i].tensor,
                                .file = w->checkpoint.shards[w->checkpoint.tensors[i].shard].name,
                                .presence = Q3_PRESENT};
+    w->scratch = scratch_create();
+    w->pack = text_of("%s/pack", w->scratch);
+    pack_create(Q3_TEST_MODEL_DIR, w->pack, "all", NULL, NULL, Q3_CODEC_ZSTD);
     *state = w;
     return 0;
 }
@@ -75,6 +80,8 @@ static int destroy_world(void **state)
     q3_checkpoint_close(&w->checkpoint);
     q3_expectation_free(&w->expectation);
     q3_manifest_free(&w->manifest);
+    scratch_remove(w->scratch);
+    free(w->pack);
     free(w);
     return 0;
 }
@@ -82,17 +89,30 @@ static int destroy_world(void **state)
 // A fresh copy of the listing to spoil.
 static q3_listing fresh(world *w)
 {
+    w->compared = w->expectation;
     memcpy(w->entries, w->sound, w->count * sizeof *w->entries);
     return (q3_listing){.index = "the index", .entries = w->entries, .count = w->count};
+}
+
+// The same of tensor i and its neighbours only, for what is tried tens of thousands of times. Names
+// that are expected and listed stand at the same places of the two sorted lists.
+static q3_listing fresh_near(world *w, size_t i)
+{
+    enum { NEIGHBOURS = 32 };
+    const size_t from = i > NEIGHBOURS ? i - NEIGHBOURS : 0;
+    const size_t to = w->count - i > NEIGHBOURS ? i + NEIGHBOURS : w->count;
+    w->compared = (q3_expectation){.tensors = w->expectation.tensors + from, .count = to - from};
+    memcpy(w->entries + from, w->sound + from, (to - from) * sizeof *w->entries);
+    return (q3_listing){.index = "the index", .entries = w->entries + from, .count = to - from};
 }
 
 static void compare(world *w, q3_listing *listing, q3_findings *report)
 {
     q3_error err;
     *report = (q3_findings){0};
-    if (!q3_shapes_compare(&w->expectation, all_components, listing, report, &err))
+    if (!q3_shapes_compare(&w->compared, all_components, listing, report, &err))
         fail_msg("%s", err.message);
-    assert_int_equal(report->tensors, 2610);
+    assert_int_equal(report->tensors, w->compared.count);
 }
 
 // Compares, and asserts that there is exactly one finding: of this kind and tensor, with this
@@ -152,8 +172,8 @@ static void each_tensor_missing(void **state)
         } rows[] = {{Q3_FILE_LACKS, "", " lacks it"},
                     {Q3_FILE_ABSENT, "", " is absent"},
                     {Q3_FILE_UNSOUND, "the header of ", " is not sound"}};
-        listing = fresh(w);
         for (size_t k = 0; k < 3; k++) {
+            listing = fresh_near(w, i);
             w->entries[i].presence = rows[k].presence;
             assert_found(w, &listing, Q3_FINDING_MISSING, tensor->name,
                          "%s: expected BF16 %s, found nothing: %s%s%s", tensor->name,
@@ -168,7 +188,7 @@ static void each_tensor_renamed(void **state)
     char shape[Q3_SHAPE_TEXT_MAX], name[Q3_NAME_MAX + 8], missing[1024], unknown[1024];
     for (size_t i = 0; i < w->count; i++) {
         const q3_tensor *tensor = &w->sound[i].tensor;
-        q3_listing listing = fresh(w);
+        q3_listing listing = fresh_near(w, i);
         snprintf(name, sizeof name, "%s_renamed", tensor->name);
         w->entries[i].tensor.name = name;
         snprintf(missing, sizeof missing,
@@ -191,26 +211,25 @@ static void each_dimension_changed(void **state)
     world *w = *state;
     char expected[Q3_SHAPE_TEXT_MAX], found[Q3_SHAPE_TEXT_MAX];
     size_t tried = 0;
-    q3_listing listing = fresh(w);
     for (size_t i = 0; i < w->count; i++) {
         const q3_tensor *tensor = &w->sound[i].tensor;
         for (unsigned d = 0; d < tensor->rank; d++) {
+            q3_listing listing = fresh_near(w, i);
             w->entries[i].tensor.shape[d]++;
             assert_true(q3_tensor_size(&w->entries[i].tensor));
             assert_found(w, &listing, Q3_FINDING_SHAPE, tensor->name,
                          "%s: expected shape %s, found %s in %s", tensor->name,
                          shape_of(tensor, expected), shape_of(&w->entries[i].tensor, found),
                          w->sound[i].file);
-            w->entries[i] = w->sound[i];
             tried++;
         }
         // One dimension more, of extent 1: the same bytes.
+        q3_listing listing = fresh_near(w, i);
         q3_tensor *longer = &w->entries[i].tensor;
         longer->shape[longer->rank++] = 1;
         assert_found(w, &listing, Q3_FINDING_SHAPE, tensor->name,
                      "%s: expected shape %s, found %s in %s", tensor->name,
                      shape_of(tensor, expected), shape_of(longer, found), w->sound[i].file);
-        w->entries[i] = w->sound[i];
     }
     assert_int_equal(tried, DIMENSIONS);
 }
@@ -220,7 +239,6 @@ static void each_pair_of_dimensions_swapped(void **state)
     world *w = *state;
     char expected[Q3_SHAPE_TEXT_MAX], found[Q3_SHAPE_TEXT_MAX];
     size_t tried = 0;
-    q3_listing listing = fresh(w);
     for (size_t i = 0; i < w->count; i++) {
         const q3_tensor *tensor = &w->sound[i].tensor;
         for (unsigned a = 0; a < tensor->rank; a++)
@@ -228,6 +246,7 @@ static void each_pair_of_dimensions_swapped(void **state)
                 // Of equal dimensions a swap leaves nothing to be seen.
                 if (tensor->shape[a] == tensor->shape[b])
                     continue;
+                q3_listing listing = fresh_near(w, i);
                 uint64_t *shape = w->entries[i].tensor.shape;
                 shape[a] = tensor->shape[b];
                 shape[b] = tensor->shape[a];
@@ -236,7 +255,6 @@ static void each_pair_of_dimensions_swapped(void **state)
                              "swapped",
                              tensor->name, shape_of(tensor, expected),
                              shape_of(&w->entries[i].tensor, found), w->sound[i].file, a, b);
-                w->entries[i] = w->sound[i];
                 tried++;
             }
     }
@@ -250,29 +268,27 @@ static void each_tensor_of_another_dtype(void **state)
         q3_dtype dtype;
         const char *name;
     } rows[] = {{Q3_F16, "F16"}, {Q3_F32, "F32"}};
-    q3_listing listing = fresh(w);
     for (size_t i = 0; i < w->count; i++)
         for (size_t k = 0; k < 2; k++) {
+            q3_listing listing = fresh_near(w, i);
             w->entries[i].tensor.dtype = rows[k].dtype;
             assert_true(q3_tensor_size(&w->entries[i].tensor));
             assert_found(w, &listing, Q3_FINDING_DTYPE, w->sound[i].tensor.name,
                          "%s: expected dtype BF16, found %s in %s", w->sound[i].tensor.name,
                          rows[k].name, w->sound[i].file);
-            w->entries[i] = w->sound[i];
         }
 }
 
 static void each_tensor_of_another_size(void **state)
 {
     world *w = *state;
-    q3_listing listing = fresh(w);
     for (size_t i = 0; i < w->count; i++) {
+        q3_listing listing = fresh_near(w, i);
         w->entries[i].tensor.bytes += 2;
         assert_found(w, &listing, Q3_FINDING_BYTES, w->sound[i].tensor.name,
                      "%s: expected %" PRIu64 " bytes, found %" PRIu64 " in %s",
                      w->sound[i].tensor.name, w->sound[i].tensor.bytes,
                      w->sound[i].tensor.bytes + 2, w->sound[i].file);
-        w->entries[i] = w->sound[i];
     }
 }
 
@@ -280,10 +296,10 @@ static void each_tensor_twice(void **state)
 {
     world *w = *state;
     for (size_t i = 0; i < w->count; i++) {
-        q3_listing listing = fresh(w);
-        w->entries[w->count] = w->entries[i];
-        w->entries[w->count].file = "other.safetensors";
-        listing.count++;
+        q3_listing listing = fresh_near(w, i);
+        q3_listing_entry *again = &listing.entries[listing.count++];
+        *again = w->sound[i];
+        again->file = "other.safetensors";
         assert_found(w, &listing, Q3_FINDING_DUPLICATE, w->sound[i].tensor.name,
                      "%s: expected once, found in %s and in other.safetensors",
                      w->sound[i].tensor.name, w->sound[i].file);
@@ -375,27 +391,20 @@ static void check(const char *path, const bool *scope, q3_findings *report)
     q3_manifest_free(&manifest);
 }
 
-static void sound_checkpoint_and_packs(void **state)
+static void sound_checkpoint_and_pack(void **state)
 {
-    (void)state;
+    const world *w = *state;
     q3_findings report;
     check(Q3_TEST_MODEL_DIR, NULL, &report);
     assert_int_equal(report.count, 0);
     assert_int_equal(report.tensors, 2610);
     assert_int_equal(report.files, 7);
-    char *scratch = scratch_create();
-    static const q3_codec codecs[] = {Q3_CODEC_RAW, Q3_CODEC_ZSTD};
-    for (size_t i = 0; i < 2; i++) {
-        char *pack = text_of("%s/%zu", scratch, i);
-        pack_create(Q3_TEST_MODEL_DIR, pack, "all", NULL, NULL, codecs[i]);
-        check(pack, NULL, &report);
-        assert_int_equal(report.count, 0);
-        assert_int_equal(report.tensors, 2610);
-        assert_int_equal(report.files, 793);
-        assert_int_equal(report.bytes, 11442722);
-        free(pack);
-    }
-    scratch_remove(scratch);
+    assert_int_equal(report.bytes, 11442722);
+    check(w->pack, NULL, &report);
+    assert_int_equal(report.count, 0);
+    assert_int_equal(report.tensors, 2610);
+    assert_int_equal(report.files, 793);
+    assert_int_equal(report.bytes, 11442722);
 }
 
 static const char norm[] = "thinker.model.norm.weight";
@@ -552,12 +561,12 @@ static void packs_that_hold_a_part(void **state)
 
 static void packs_that_are_damaged(void **state)
 {
-    (void)state;
+    const world *w = *state;
     char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
     char *gone = text_of("%s/layers/00/router.q3p", pack);
     char *damaged = text_of("%s/layers/00/norms.q3p", pack);
     q3_findings report;
-    pack_create(Q3_TEST_MODEL_DIR, pack, "text", NULL, NULL, Q3_CODEC_RAW);
+    tree_copy(w->pack, pack);
     assert_int_equal(unlink(gone), 0);
     file_flip(damaged, 12, 0);
     check(pack, NULL, &report);
@@ -595,7 +604,7 @@ int main(void)
         cmocka_unit_test(all_that_is_wrong_is_reported_at_once),
         cmocka_unit_test(scope_narrows_the_comparison),
         cmocka_unit_test(unsupported_variants_are_named),
-        cmocka_unit_test(sound_checkpoint_and_packs),
+        cmocka_unit_test(sound_checkpoint_and_pack),
         cmocka_unit_test(what_the_index_does_not_list),
         cmocka_unit_test(what_a_shard_lacks),
         cmocka_unit_test(what_lies_in_another_shard),
