@@ -5,7 +5,7 @@
 // same command; other parameters or another source are refused. It goes when pack.json is written.
 //
 // It is text: a line that names the format, the request's lines, then one line for each finished
-// file, "file PATH SIZE ROOT", appended and synced after the file has its final name. A last line
+// file, "file PATH SIZE ROOT", appended after the file has its final name. A last line
 // without its line end was being written when the run ended, and is ignored.
 #ifndef Q3_JOURNAL_H
 #define Q3_JOURNAL_H

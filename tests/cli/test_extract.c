@@ -180,7 +180,20 @@ static bool exists(const char *format, const char *pack)
     return found;
 }
 
-// Starts an extraction and sends it a signal once its first file is there. Its exit status.
+// Does the journal name a finished file?
+static bool has_finished_file(const char *pack)
+{
+    if (!exists("extract.journal", pack))
+        return false;
+    char *path = q3_test_path("%s/extract.journal", pack);
+    char *text = q3_test_read(path, NULL);
+    const bool found = strstr(text, "\nfile ") != NULL;
+    free(text);
+    free(path);
+    return found;
+}
+
+// Starts an extraction and sends it a signal once it has finished a file. Its exit status.
 static int extract_and_signal(const char *pack, int number)
 {
     const char *const arguments[] = {Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--jobs", "2",
@@ -194,7 +207,7 @@ static int extract_and_signal(const char *pack, int number)
     pid_t child;
     assert_int_equal(posix_spawn(&child, Q3_TEST_EXTRACT, &actions, NULL, vector, environ), 0);
     posix_spawn_file_actions_destroy(&actions);
-    while (!exists("embedding.q3p", pack))
+    while (!has_finished_file(pack))
         nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
     kill(child, number);
     int status;
