@@ -45,7 +45,7 @@ static void fill(q3_error *err, enum q3_exit code, const char *format, va_list a
     const int length = vsnprintf(text, sizeof text, format, arguments);
     if (suffix && length >= 0 && (size_t)length < sizeof text)
         snprintf(text + length, sizeof text - (size_t)length, ": %s", suffix);
-    err->code = code;
+    err->code = (int)code;
     q3_printable(err->message, sizeof err->message, text);
 }
 
