@@ -4,7 +4,6 @@
 #include "base/file.h"
 #include "base/text.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -35,20 +34,6 @@ struct q3_journal {
 static int compare_entries(const void *a, const void *b)
 {
     return q3_place_compare(&((const journal_entry *)a)->place, &((const journal_entry *)b)->place);
-}
-
-static bool is_empty_directory(const char *path, bool *empty, q3_error *err)
-{
-    DIR *stream = opendir(path);
-    if (!stream)
-        return q3_fail_errno(err, "%s: cannot list the directory", path);
-    *empty = true;
-    const struct dirent *entry;
-    while ((entry = readdir(stream)) != NULL)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
-            *empty = false;
-    closedir(stream);
-    return true;
 }
 
 // The first line in which the request differs from the journal's, said as what was asked before.
@@ -145,7 +130,7 @@ bool q3_journal_open(const char *directory, const char *request, q3_journal **re
     bool ok = q3_directory_create(directory, err) &&
               (journal->path = q3_path_join(directory, journal_name, err)) &&
               (finished = q3_path_join(directory, "pack.json", err)) &&
-              is_empty_directory(directory, &empty, err);
+              q3_directory_empty(directory, &empty, err);
     if (ok && q3_path_exists(finished))
         ok = q3_fail(err, Q3_REFUSED, "%s: holds a finished extraction (pack.json exists)",
                      directory);

@@ -73,6 +73,9 @@ bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint3
 // `stored` is scratch of Q3_FRAME_BYTES_MAX, or of the longest frame's stored bytes.
 bool q3_pack_read_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_coder *coder,
                          void *stored, void *raw, q3_error *err);
+// Compares the hash of a tensor's raw bytes with the directory's.
+bool q3_pack_check_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_hash128 hash,
+                          q3_error *err);
 // The largest stored_bytes of the pack's frames: how much scratch the two above need.
 size_t q3_pack_longest_frame(const q3_pack *pack);
 

@@ -310,6 +310,17 @@ bool q3_pack_read_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_c
     return true;
 }
 
+bool q3_pack_check_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_hash128 hash,
+                          q3_error *err)
+{
+    char expected[Q3_HASH_TEXT], found[Q3_HASH_TEXT];
+    if (q3_hash128_equal(hash, tensor->hash))
+        return true;
+    return q3_fail(err, Q3_MALFORMED, "%s: %s: expected raw bytes of hash %s, found %s",
+                   pack->file.path, tensor->tensor.name, q3_hash128_text(tensor->hash, expected),
+                   q3_hash128_text(hash, found));
+}
+
 size_t q3_pack_longest_frame(const q3_pack *pack)
 {
     size_t longest = 0;

@@ -14,6 +14,9 @@
 //   4. Each piece becomes bytes, each byte a token, and neighbours are merged in the order of
 //      merges.txt, the leftmost first among equals.
 //
+// Letters, digits and normalization are those of the Unicode version of the installed PCRE2 and
+// utf8proc; white space is spelt out. Characters younger than that version may be cut differently.
+//
 // Nothing is added at the front or the end. Text must be UTF-8: what is not is refused with the
 // offset of the first bad byte. (Python would have put U+FFFD there before the tokenizer saw it.)
 //

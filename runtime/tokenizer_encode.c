@@ -209,8 +209,11 @@ static bool normalize_stretch(encoder *e, q3_bytes stretch, q3_error *err)
         // No character decomposes into more than four.
         if (!q3_grow(&e->points, &e->point_capacity, e->point_count + 4, sizeof *e->points, err))
             return false;
-        e->point_count += (size_t)utf8proc_decompose_char(point, e->points + e->point_count, 4,
-                                                          UTF8PROC_DECOMPOSE, NULL);
+        const utf8proc_ssize_t count =
+            utf8proc_decompose_char(point, e->points + e->point_count, 4, UTF8PROC_DECOMPOSE, NULL);
+        if (count < 0 || count > 4)
+            return q3_fail(err, Q3_FAILED, "utf8proc cannot decompose U+%04X", (unsigned)point);
+        e->point_count += (size_t)count;
     }
     if (!order_marks(e, err))
         return false;

@@ -4,6 +4,7 @@
 #include "bytes.h"
 #include "text.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -147,6 +148,20 @@ bool q3_directory_create(const char *path, q3_error *err)
     }
     free(prefix);
     return ok;
+}
+
+bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
+{
+    DIR *stream = opendir(path);
+    if (!stream)
+        return q3_fail_errno(err, "%s: cannot list the directory", path);
+    *empty = true;
+    const struct dirent *entry;
+    while ((entry = readdir(stream)) != NULL)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            *empty = false;
+    closedir(stream);
+    return true;
 }
 
 bool q3_directory_sync(const char *path, q3_error *err)

@@ -29,6 +29,6 @@ q3_hasher *q3_hasher_create(q3_error *err);
 void q3_hasher_reset(q3_hasher *hasher);
 void q3_hasher_update(q3_hasher *hasher, const void *data, size_t size);
 q3_hash128 q3_hasher_finish(const q3_hasher *hasher);
-void q3_hasher_destroy(q3_hasher *hasher);
+void q3_hasher_destroy(q3_hasher *hasher); // NULL is fine
 
 #endif
