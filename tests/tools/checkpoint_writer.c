@@ -55,18 +55,6 @@ static const char *const module_order[] = {
     // the thinker
     "audio_tower",
     "visual",
-    // the audio tower
-    "self_attn_layer_norm",
-    "fc1",
-    "fc2",
-    "final_layer_norm",
-    "ln_post",
-    "conv2d1",
-    "conv2d2",
-    "conv2d3",
-    "conv_out",
-    "proj1",
-    "proj2",
     // the vision tower
     "merger_list",
     "patch_embed",
@@ -105,6 +93,18 @@ static const char *const module_order[] = {
     "post_attention_layernorm",
     "self_attn_layer_scale",
     "mlp_layer_scale",
+    // the audio tower
+    "self_attn_layer_norm",
+    "fc1",
+    "fc2",
+    "final_layer_norm",
+    "ln_post",
+    "conv2d1",
+    "conv2d2",
+    "conv2d3",
+    "conv_out",
+    "proj1",
+    "proj2",
     // the talker
     "text_projection",
     "hidden_projection",
@@ -533,8 +533,11 @@ static bool choose_shards(writing *w, q3_error *err)
     w->wanted = q3_alloc_zeroed((size_t)w->shard_count + 1, sizeof *w->wanted, err);
     if (!w->wanted)
         return false;
-    if (w->options->shards)
-        return q3_parse_ranges("shards", w->options->shards, w->shard_count + 1, w->wanted, err);
+    if (w->options->shards) {
+        if (!q3_parse_ranges("shards", w->options->shards, w->shard_count + 1, w->wanted, err))
+            return false;
+        return !w->wanted[0] || q3_fail(err, Q3_USAGE, "shards are counted from 1");
+    }
     memset(w->wanted, true, (size_t)w->shard_count + 1);
     return true;
 }
