@@ -281,19 +281,19 @@ static bool check_strays(survey *s)
 static bool check_found(survey *s)
 {
     const q3_checkpoint *checkpoint = s->checkpoint;
-    bool all_read = true;
-    for (uint32_t i = 0; i < checkpoint->shard_count; i++)
-        all_read = all_read && checkpoint->shards[i].read;
+    bool all_found = true;
     for (size_t i = 0; i < checkpoint->listed_count; i++) {
         const q3_listed_tensor *listed = &checkpoint->listed[i];
         const q3_shard *shard = &checkpoint->shards[listed->shard];
+        all_found = all_found && listed->found;
         if (!listed->found && shard->read &&
             !tell(s, Q3_PROBLEM_SHARD_LACKS, listed->name, Q3_INCOMPLETE,
                   "%s/%s: lacks %s, which the index puts there", checkpoint->directory, shard->name,
                   listed->name))
             return false;
     }
-    if (all_read && s->has_total && s->total != checkpoint->bytes)
+    // Without all the tensors the sum says nothing new.
+    if (all_found && s->has_total && s->total != checkpoint->bytes)
         return tell(s, Q3_PROBLEM_TOTAL, index_name, Q3_MISMATCH,
                     "%s/%s: total_size is %" PRIu64 ", the tensors take %" PRIu64 " bytes",
                     checkpoint->directory, index_name, s->total, checkpoint->bytes);

@@ -220,7 +220,6 @@ static int run_command(const q3_program *program, const q3_command *command, int
     opterr = 0;
     optind = 1;
     for (;;) {
-        const char *word = optind < argc ? argv[optind] : "";
         const int found = getopt_long(argc, argv, letters, table, NULL);
         if (found < 0)
             break;
@@ -242,10 +241,11 @@ static int run_command(const q3_program *program, const q3_command *command, int
             if (command->options[i].letter && command->options[i].letter == found)
                 option = &command->options[i];
         if (!option) {
-            if (found == ':')
-                q3_fail(&err, Q3_USAGE, "%s: a value is missing", word);
-            else
-                q3_fail(&err, Q3_USAGE, "%s: unknown option", word);
+            // A letter is told in optopt; a long name is the word just passed.
+            const char letter[] = {'-', (char)optopt, 0};
+            const char *word = optopt > 0 && optopt < 255 ? letter : argv[optind - 1];
+            q3_fail(&err, Q3_USAGE, "%s: %s", word,
+                    found == ':' ? "a value is missing" : "unknown option");
             return usage_error(program, command, &err);
         }
         if (!set_option(option, optarg, &err))
