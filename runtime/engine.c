@@ -103,6 +103,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
     engine->info.threads = threads;
     engine->info.experts = (uint64_t)config->num_hidden_layers * config->num_experts;
     engine->info.held_experts = engine->model.held_count;
+    engine->info.pool_named = engine->pool.named;
     engine->info.pool_experts = engine->pool.total;
     engine->forward = (q3_forward){
         .model = &engine->model,
@@ -133,6 +134,12 @@ void q3_engine_close(q3_engine *engine)
 const q3_engine_info *q3_engine_describe(const q3_engine *engine)
 {
     return &engine->info;
+}
+
+bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,
+                         q3_error *err)
+{
+    return q3_set_load_copy(&engine->model.set, name, data, size, err);
 }
 
 q3_engine_statistics q3_engine_count(const q3_engine *engine)

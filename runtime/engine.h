@@ -50,12 +50,19 @@ typedef struct q3_engine_info {
     unsigned threads;
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has
+    uint64_t pool_named;           // in the pool file, held or not; 0 without one
     uint64_t pool_experts;         // that may be chosen: held, and in the pool
     uint32_t slots_min, slots_max; // expert slots a layer
     q3_memory_plan memory;
 } q3_engine_info;
 
 const q3_engine_info *q3_engine_describe(const q3_engine *engine);
+
+// A small file of the checkpoint that came along in the pack (generation_config.json, the
+// tokenizer's), its hash checked; the caller frees *data. One that the pack does not have is
+// Q3_INCOMPLETE.
+bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,
+                         q3_error *err);
 
 // Counted since the engine was opened.
 typedef struct q3_engine_statistics {

@@ -60,6 +60,7 @@ bool q3_expert_pool_create(const q3_model *model, const char *path, q3_expert_po
     for (uint32_t i = 0; ok && i < pool->layers; i++) {
         for (uint32_t j = 0; j < pool->experts; j++) {
             const size_t at = (size_t)i * pool->experts + j;
+            pool->named += pool->allowed[at];
             pool->allowed[at] = model->held[at] && (!path || pool->allowed[at]);
             pool->count[i] += pool->allowed[at];
         }

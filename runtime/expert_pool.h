@@ -16,6 +16,7 @@ typedef struct q3_expert_pool {
     bool *allowed;   // [layer][expert]
     uint32_t *count; // of the allowed ones of each layer, at least 1
     uint64_t total;
+    uint64_t named; // in the file, held or not; 0 without a file
 } q3_expert_pool;
 
 // path: a pool file, or NULL for all that the pack has. A pool of which the pack has no expert in

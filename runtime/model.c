@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "model.h"
 
+#include "base/interrupt.h"
+
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -352,7 +354,7 @@ bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err)
     if (!q3_region_create(model->dense_bytes, &model->dense, err))
         return false;
     for (uint32_t i = 0; i < model->config->num_hidden_layers; i++)
-        if (!load_layer(model, i, team, err))
+        if (!q3_check_interrupt(err) || !load_layer(model, i, team, err))
             return false;
     if (!load_part(model, Q3_FINAL_NORM, 0, team, &final_norm, 1, &norm, err) ||
         !load_part(model, Q3_LM_HEAD, 0, team, &lm_head, 1, &model->lm_head, err))

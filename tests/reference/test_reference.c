@@ -7,19 +7,13 @@
 #include "chat.h"
 #include "engine.h"
 #include "extract.h"
+#include "support.h"
 
-#include <dirent.h>
 #include <inttypes.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-#include <cmocka.h>
 
 #define LOGIT_TOLERANCE 2e-4
 #define NLL_TOLERANCE 1e-4
@@ -27,7 +21,7 @@
 enum { VOCABULARY = 1536, HIDDEN = 128, LAYERS = 6, EXPERTS = 128, TOP_K = 8, IDS_MAX = 1024 };
 
 static cJSON *reference;
-static char directory[512], raw_pack[600], zstd_pack[600], pool_path[600];
+static char *directory, *raw_pack, *zstd_pack, *pool_path;
 
 // Fails the test with the error's message.
 #define assert_ok(call)                    \
@@ -523,28 +517,14 @@ static void test_turns(void **state)
 
 // ---- packs ----
 
-static void remove_tree(const char *path)
-{
-    DIR *entries = opendir(path);
-    if (entries) {
-        const struct dirent *entry;
-        while ((entry = readdir(entries)) != NULL) {
-            char child[1200];
-            if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0)
-                continue;
-            snprintf(child, sizeof child, "%s/%s", path, entry->d_name);
-            remove_tree(child);
-        }
-        closedir(entries);
-    }
-    remove(path);
-}
-
 static int remove_packs(void **state)
 {
     (void)state;
     cJSON_Delete(reference);
-    remove_tree(directory);
+    q3_test_remove(directory);
+    free(raw_pack);
+    free(zstd_pack);
+    free(pool_path);
     return 0;
 }
 
@@ -578,13 +558,10 @@ static int make_packs(void **state)
 {
     (void)state;
     q3_error err;
-    const char *root = getenv("TMPDIR");
-    snprintf(directory, sizeof directory, "%s/q3-reference-XXXXXX", root ? root : "/tmp");
-    if (!mkdtemp(directory))
-        return -1;
-    snprintf(raw_pack, sizeof raw_pack, "%s/raw", directory);
-    snprintf(zstd_pack, sizeof zstd_pack, "%s/zstd", directory);
-    snprintf(pool_path, sizeof pool_path, "%s/pool.json", directory);
+    directory = q3_test_directory();
+    raw_pack = q3_test_path("%s/raw", directory);
+    zstd_pack = q3_test_path("%s/zstd", directory);
+    pool_path = q3_test_path("%s/pool.json", directory);
     if (load_reference(&err) && extract(raw_pack, Q3_CODEC_RAW, &err) &&
         extract(zstd_pack, Q3_CODEC_ZSTD, &err))
         return 0;
