@@ -180,8 +180,9 @@ static bool parse_frames(const header *h, q3_bytes directory, q3_pack *pack, q3_
     }
     if (!q3_align(end, h->alignment, &end) || end != h->file_bytes)
         return q3_fail(err, Q3_MALFORMED,
-                       "%s: the last frame ends a file of %" PRIu64 " bytes, found %" PRIu64, path,
-                       end, h->file_bytes);
+                       "%s: expected the file to end behind the last frame, at %" PRIu64
+                       ", found %" PRIu64,
+                       path, end, h->file_bytes);
     return true;
 }
 
