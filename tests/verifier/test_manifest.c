@@ -2,8 +2,8 @@
 //
 // Manifests: the ones of the repository follow from configurations, what is written is read back,
 // and what is malformed is refused with a message that says where and why.
+#include "damage.h"
 #include "manifest.h"
-#include "support.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -35,7 +35,7 @@ static void write(const q3_manifest *manifest, q3_json_writer *writer)
 static void load(const char *name, q3_manifest *manifest)
 {
     q3_error err;
-    char *path = text_of(Q3_TEST_MANIFEST_DIR "/%s", name);
+    char *path = q3_test_path(Q3_TEST_MANIFEST_DIR "/%s", name);
     if (!q3_manifest_load(path, manifest, &err))
         fail_msg("%s", err.message);
     free(path);
@@ -58,9 +58,9 @@ static void assert_derived(const q3_json *config, const char *name)
     q3_json_writer writer;
     derive(config, &manifest);
     write(&manifest, &writer);
-    char *path = text_of(Q3_TEST_MANIFEST_DIR "/%s", name);
+    char *path = q3_test_path(Q3_TEST_MANIFEST_DIR "/%s", name);
     size_t size;
-    char *file = file_load(path, &size);
+    char *file = q3_test_read(path, &size);
     assert_int_equal(writer.size, size);
     assert_memory_equal(writer.text, file, size);
     free(file);
@@ -96,7 +96,7 @@ static void manifests_follow_from_published_configuration(void **state)
     const char *reference = getenv("Q3_REFERENCE_DIR");
     if (!reference || !*reference)
         skip();
-    char *path = text_of("%s/qwen3-omni-30b-a3b/config.json", reference);
+    char *path = q3_test_path("%s/qwen3-omni-30b-a3b/config.json", reference);
     q3_json config;
     load_json(path, &config);
     assert_derived(&config, "qwen3-omni-30b-a3b-instruct.json");
@@ -350,8 +350,8 @@ static void bad_manifests_are_refused(void **state)
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         const char *at = strstr(sample, rows[i].from);
         assert_non_null(at);
-        char *text =
-            text_of("%.*s%s%s", (int)(at - sample), sample, rows[i].to, at + strlen(rows[i].from));
+        char *text = q3_test_path("%.*s%s%s", (int)(at - sample), sample, rows[i].to,
+                                  at + strlen(rows[i].from));
         q3_manifest manifest;
         q3_error err;
         if (read_text(text, &manifest, &err))
@@ -388,18 +388,20 @@ static void ambiguity_is_found(void **state)
         q3_manifest manifest;
         q3_error err;
         // The totals stay wrong: they are looked at last.
-        char *text = text_of("{\"format\": \"q3-manifest\", \"version\": 1, \"model_type\": \"m\", "
-                             "\"dtype\": \"BF16\", \"totals\": {}, \"components\": [{\"name\": "
-                             "\"text\", \"values\": {}, \"patterns\": [{\"name\": \"%s\", "
-                             "\"shape\": []}, {\"name\": \"%s\", \"shape\": []}]}]}",
-                             rows[i].first, rows[i].second);
+        char *text =
+            q3_test_path("{\"format\": \"q3-manifest\", \"version\": 1, \"model_type\": \"m\", "
+                         "\"dtype\": \"BF16\", \"totals\": {}, \"components\": [{\"name\": "
+                         "\"text\", \"values\": {}, \"patterns\": [{\"name\": \"%s\", "
+                         "\"shape\": []}, {\"name\": \"%s\", \"shape\": []}]}]}",
+                         rows[i].first, rows[i].second);
         assert_false(read_text(text, &manifest, &err));
         char *message =
             rows[i].ambiguous
-                ? text_of("m.json: components[0].patterns[1].name: \"%s\" and \"%s\" can name the "
-                          "same tensor",
-                          rows[i].second, rows[i].first)
-                : text_of("m.json: components[0]: \"tensors\" is missing");
+                ? q3_test_path(
+                      "m.json: components[0].patterns[1].name: \"%s\" and \"%s\" can name the "
+                      "same tensor",
+                      rows[i].second, rows[i].first)
+                : q3_test_path("m.json: components[0]: \"tensors\" is missing");
         assert_string_equal(err.message, message);
         free(message);
         free(text);
@@ -442,7 +444,7 @@ static void instruct_names_every_published_tensor(void **state)
     load("qwen3-omni-30b-a3b-instruct.json", &manifest);
     bool *seen = calloc((size_t)manifest.inventory.tensors, sizeof *seen);
     assert_non_null(seen);
-    char *path = text_of("%s/qwen3-omni-30b-a3b/tensors_instruct.tsv", reference);
+    char *path = q3_test_path("%s/qwen3-omni-30b-a3b/tensors_instruct.tsv", reference);
     FILE *file = fopen(path, "r");
     assert_non_null(file);
     char *line = NULL;

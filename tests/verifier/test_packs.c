@@ -3,10 +3,10 @@
 // Pack directories: nothing is reported of what is right; all damage is, in the same order for any
 // number of threads.
 #include "base/hash.h"
+#include "damage.h"
 #include "pack_format.h"
 #include "packs.h"
 #include "set.h"
-#include "support.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -28,11 +28,11 @@ static int create_world(void **state)
 {
     world *w = calloc(1, sizeof *w);
     assert_non_null(w);
-    w->scratch = scratch_create();
-    w->whole = text_of("%s/whole", w->scratch);
-    w->small = text_of("%s/small", w->scratch);
-    pack_create(Q3_TEST_MODEL_DIR, w->whole, "all", NULL, NULL, Q3_CODEC_ZSTD);
-    pack_create(Q3_TEST_MODEL_DIR, w->small, "text", "0", "0", Q3_CODEC_RAW);
+    w->scratch = q3_test_directory();
+    w->whole = q3_test_path("%s/whole", w->scratch);
+    w->small = q3_test_path("%s/small", w->scratch);
+    pack_create(w->whole, "all", NULL, NULL, Q3_CODEC_ZSTD);
+    pack_create(w->small, "text", "0", "0", Q3_CODEC_RAW);
     *state = w;
     return 0;
 }
@@ -40,7 +40,7 @@ static int create_world(void **state)
 static int destroy_world(void **state)
 {
     world *w = *state;
-    scratch_remove(w->scratch);
+    q3_test_remove(w->scratch);
     free(w->whole);
     free(w->small);
     free(w);
@@ -59,8 +59,8 @@ static void check(const char *pack, const char *source, unsigned jobs, q3_findin
 // A copy of a pack directory, named "pack", in the caller's scratch directory.
 static char *copy_pack(const char *scratch, const char *pack)
 {
-    char *path = text_of("%s/pack", scratch);
-    tree_copy(pack, path);
+    char *path = q3_test_path("%s/pack", scratch);
+    q3_test_copy_tree(pack, path, false);
     return path;
 }
 
@@ -84,10 +84,10 @@ static void sound_packs(void **state)
 static void each_byte_of_a_file(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *pack = copy_pack(scratch, w->small);
-    char *path = text_of("%s/layers/00/norms.q3p", pack);
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->small);
+    char *path = q3_test_path("%s/layers/00/norms.q3p", pack);
     size_t size;
-    char *sound = file_load(path, &size);
+    char *sound = q3_test_read(path, &size);
     // Two tensors of 256 bytes, each with a page of its own, behind one page of header and
     // directory.
     assert_int_equal(size, 3 * 4096);
@@ -101,19 +101,19 @@ static void each_byte_of_a_file(void **state)
         assert_string_equal(report.findings[0].file, "layers/00/norms.q3p");
         assert_int_equal(q3_findings_exit_code(&report), Q3_MISMATCH);
         q3_findings_free(&report);
-        file_save(path, sound, size);
+        q3_test_write(path, sound, size);
     }
     free(sound);
     free(path);
     free(pack);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 static void damage_is_named(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *pack = copy_pack(scratch, w->small);
-    char *norms = text_of("%s/layers/00/norms.q3p", pack);
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->small);
+    char *norms = q3_test_path("%s/layers/00/norms.q3p", pack);
     q3_findings report;
     q3_pack sound;
     q3_error err;
@@ -121,15 +121,16 @@ static void damage_is_named(void **state)
     const uint64_t frame = sound.frames[1].hash, padding = sound.frames[0].offset + 256 + 7;
     q3_pack_close(&sound);
     size_t size;
-    char *bytes = file_load(norms, &size);
+    char *bytes = q3_test_read(norms, &size);
     bytes[8192] ^= 0x10;
-    file_save(norms, bytes, size);
+    q3_test_write(norms, bytes, size);
     file_flip(norms, padding, 3);
-    char *damaged = text_of("%s: thinker.model.layers.0.post_attention_layernorm.weight: frame 0 "
-                            "at 8192 is damaged: expected hash %016" PRIx64 ", found %016" PRIx64,
-                            norms, frame, q3_hash64(bytes + 8192, 256));
+    char *damaged =
+        q3_test_path("%s: thinker.model.layers.0.post_attention_layernorm.weight: frame 0 "
+                     "at 8192 is damaged: expected hash %016" PRIx64 ", found %016" PRIx64,
+                     norms, frame, q3_hash64(bytes + 8192, 256));
     char *not_zero =
-        text_of("%s: byte %" PRIu64 " is padding, expected 0, found 8", norms, padding);
+        q3_test_path("%s: byte %" PRIu64 " is padding, expected 0, found 8", norms, padding);
     check(pack, NULL, 2, &report);
     ASSERT_MESSAGES(&report, damaged, not_zero);
     q3_findings_free(&report);
@@ -138,7 +139,7 @@ static void damage_is_named(void **state)
     free(not_zero);
     free(norms);
     free(pack);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 // A file that is sound by its own checksums up to the tensor's: what is left when a program
@@ -146,8 +147,8 @@ static void damage_is_named(void **state)
 static void a_tensor_hash_is_checked(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *pack = copy_pack(scratch, w->small);
-    char *path = text_of("%s/final_norm.q3p", pack);
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->small);
+    char *path = q3_test_path("%s/final_norm.q3p", pack);
     size_t size;
     q3_pack sound;
     q3_error err;
@@ -158,22 +159,24 @@ static void a_tensor_hash_is_checked(void **state)
     q3_hash128_text(right, hash);
     q3_hash128_text(sound.root, old_root);
     q3_pack_close(&sound);
-    uint8_t *data = (uint8_t *)file_load(path, &size);
+    uint8_t *data = (uint8_t *)q3_test_read(path, &size);
     uint64_t directory_bytes = 0;
     assert_true(q3_read_u64((q3_bytes){data, size}, HEADER_DIRECTORY_BYTES, &directory_bytes));
     data[HEADER_BYTES + TENSOR_HASH] ^= 1;
     q3_put_u64(data + HEADER_DIRECTORY_HASH,
                q3_hash64(data + HEADER_BYTES, (size_t)directory_bytes));
     q3_put_u64(data + HEADER_HASH, q3_hash64(data, HEADER_HASH));
-    file_save(path, data, size);
+    q3_test_write(path, data, size);
     q3_hash128_text(q3_hash128_of(data, HEADER_BYTES + (size_t)directory_bytes), new_root);
     free(data);
-    char *other = text_of("%s: is another file than the one in pack.json: expected root %s, found "
-                          "%s",
-                          path, old_root, new_root);
-    char *tensor = text_of("%s: thinker.model.norm.weight: the tensor is damaged: expected hash "
-                           "%s, found %s",
-                           path, wrong, hash);
+    char *other =
+        q3_test_path("%s: is another file than the one in pack.json: expected root %s, found "
+                     "%s",
+                     path, old_root, new_root);
+    char *tensor =
+        q3_test_path("%s: thinker.model.norm.weight: the tensor is damaged: expected hash "
+                     "%s, found %s",
+                     path, wrong, hash);
     q3_findings report;
     check(pack, Q3_TEST_MODEL_DIR, 2, &report);
     ASSERT_MESSAGES(&report, other, tensor);
@@ -182,28 +185,28 @@ static void a_tensor_hash_is_checked(void **state)
     free(tensor);
     free(path);
     free(pack);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 static void all_damage_in_one_order(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *pack = copy_pack(scratch, w->whole);
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->whole);
     // Absent, cut short, swapped, a flipped bit in a large file, and files that do not belong.
-    char *absent = text_of("%s/layers/05/router.q3p", pack);
-    char *cut = text_of("%s/lm_head.q3p", pack);
-    char *left = text_of("%s/layers/01/experts/003.q3p", pack);
-    char *right = text_of("%s/layers/01/experts/004.q3p", pack);
-    char *between = text_of("%s/between", scratch);
-    char *flipped = text_of("%s/talker.q3p", pack);
-    char *part = text_of("%s/layers/00/norms.q3p.part", pack);
-    char *journal = text_of("%s/extract.journal", pack);
-    char *stray = text_of("%s/layers/00/experts/128.q3p", pack);
-    char *vocabulary = text_of("%s/vocab.json", pack);
-    char *merges = text_of("%s/merges.txt", pack);
+    char *absent = q3_test_path("%s/layers/05/router.q3p", pack);
+    char *cut = q3_test_path("%s/lm_head.q3p", pack);
+    char *left = q3_test_path("%s/layers/01/experts/003.q3p", pack);
+    char *right = q3_test_path("%s/layers/01/experts/004.q3p", pack);
+    char *between = q3_test_path("%s/between", scratch);
+    char *flipped = q3_test_path("%s/talker.q3p", pack);
+    char *part = q3_test_path("%s/layers/00/norms.q3p.part", pack);
+    char *journal = q3_test_path("%s/extract.journal", pack);
+    char *stray = q3_test_path("%s/layers/00/experts/128.q3p", pack);
+    char *vocabulary = q3_test_path("%s/vocab.json", pack);
+    char *merges = q3_test_path("%s/merges.txt", pack);
     size_t size;
-    char *data = file_load(cut, &size);
-    file_save(cut, data, size - 1);
+    char *data = q3_test_read(cut, &size);
+    q3_test_write(cut, data, size - 1);
     free(data);
     assert_int_equal(unlink(absent), 0);
     assert_int_equal(rename(left, between), 0);
@@ -215,9 +218,9 @@ static void all_damage_in_one_order(void **state)
     const uint64_t at = talker.frames[5].offset;
     q3_pack_close(&talker);
     file_flip(flipped, at, 0);
-    file_save(part, "x", 1);
-    file_save(journal, "x", 1);
-    file_save(stray, "x", 1);
+    q3_test_write(part, "x", 1);
+    q3_test_write(journal, "x", 1);
+    q3_test_write(stray, "x", 1);
     file_flip(vocabulary, 10, 2);
     assert_int_equal(unlink(merges), 0);
 
@@ -254,7 +257,7 @@ static void all_damage_in_one_order(void **state)
             assert_string_equal(report.findings[i].file, rows[i].file);
             if (!rows[i].message)
                 continue;
-            char *message = text_of("%s/%s: %s", pack, rows[i].file, rows[i].message);
+            char *message = q3_test_path("%s/%s: %s", pack, rows[i].file, rows[i].message);
             assert_string_equal(report.findings[i].message, message);
             free(message);
         }
@@ -277,7 +280,7 @@ static void all_damage_in_one_order(void **state)
                            part,   journal, stray, vocabulary, merges,  pack};
     for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         free(paths[i]);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 // ---- against the source ----
@@ -285,9 +288,9 @@ static void all_damage_in_one_order(void **state)
 static void a_source_that_differs_in_a_byte(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *model = text_of("%s/model", scratch);
-    tree_copy(Q3_TEST_MODEL_DIR, model);
-    char *shard = text_of("%s/%s", model, norm_shard);
+    char *scratch = q3_test_directory(), *model = q3_test_path("%s/model", scratch);
+    q3_test_copy_tree(Q3_TEST_MODEL_DIR, model, false);
+    char *shard = q3_test_path("%s/%s", model, norm_shard);
     q3_set set;
     q3_error err;
     assert_true(q3_set_open(w->small, &set, &err));
@@ -297,13 +300,14 @@ static void a_source_that_differs_in_a_byte(void **state)
     const uint64_t at = file->tensors[index].offset + 77;
     q3_set_close(&set);
     size_t size;
-    char *data = file_load(shard, &size);
+    char *data = q3_test_read(shard, &size);
     const unsigned found = (unsigned char)data[at];
     file_flip(shard, at, 6);
     file_flip(shard, at + 100, 6);
-    char *message = text_of("final_norm.q3p: thinker.model.norm.weight: 2 of 256 bytes differ from "
-                            "the source, the first at 77: expected 0x%02x, found 0x%02x",
-                            found ^ 0x40, found);
+    char *message =
+        q3_test_path("final_norm.q3p: thinker.model.norm.weight: 2 of 256 bytes differ from "
+                     "the source, the first at 77: expected 0x%02x, found 0x%02x",
+                     found ^ 0x40, found);
     const char *const packs[] = {w->small, w->whole};
     for (size_t i = 0; i < 2; i++) {
         q3_findings report;
@@ -316,16 +320,16 @@ static void a_source_that_differs_in_a_byte(void **state)
     free(message);
     free(shard);
     free(model);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 static void a_source_that_is_another(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *model = text_of("%s/model", scratch);
-    tree_copy(Q3_TEST_MODEL_DIR, model);
-    char *shard = text_of("%s/%s", model, norm_shard);
-    char *vocabulary = text_of("%s/vocab.json", model);
+    char *scratch = q3_test_directory(), *model = q3_test_path("%s/model", scratch);
+    q3_test_copy_tree(Q3_TEST_MODEL_DIR, model, false);
+    char *shard = q3_test_path("%s/%s", model, norm_shard);
+    char *vocabulary = q3_test_path("%s/vocab.json", model);
     q3_set set;
     q3_error err;
     assert_true(q3_set_open(w->small, &set, &err));
@@ -334,25 +338,25 @@ static void a_source_that_is_another(void **state)
         if (strcmp(set.shards[i].name, norm_shard) == 0)
             q3_hash128_text(set.shards[i].header_hash, expected);
     size_t vocabulary_size;
-    char *text = file_load(vocabulary, &vocabulary_size);
+    char *text = q3_test_read(vocabulary, &vocabulary_size);
     q3_hash128_text(q3_hash128_of(text, vocabulary_size), copied);
     text[vocabulary_size - 1] ^= 1;
     q3_hash128_text(q3_hash128_of(text, vocabulary_size), changed);
-    file_save(vocabulary, text, vocabulary_size);
+    q3_test_write(vocabulary, text, vocabulary_size);
     free(text);
     q3_set_close(&set);
     file_replace(shard, "\"thinker.model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[128]",
                  "\"thinker.model.norm.weight\":{\"dtype\":\"F32\",\"shape\":[64]  ");
     size_t size;
-    uint8_t *data = (uint8_t *)file_load(shard, &size);
+    uint8_t *data = (uint8_t *)q3_test_read(shard, &size);
     uint64_t header = 0;
     assert_true(q3_read_u64((q3_bytes){data, size}, 0, &header));
     q3_hash128_text(q3_hash128_of(data, (size_t)header + 8), found);
     free(data);
-    char *hash =
-        text_of("%s: pack.json expects a header with hash %s, found %s", shard, expected, found);
-    char *copy = text_of("%s: pack.json expects %zu bytes with hash %s, found %zu with %s",
-                         vocabulary, vocabulary_size, copied, vocabulary_size, changed);
+    char *hash = q3_test_path("%s: pack.json expects a header with hash %s, found %s", shard,
+                              expected, found);
+    char *copy = q3_test_path("%s: pack.json expects %zu bytes with hash %s, found %zu with %s",
+                              vocabulary, vocabulary_size, copied, vocabulary_size, changed);
     q3_findings report;
     check(w->small, model, 2, &report);
     ASSERT_MESSAGES(&report, hash, copy,
@@ -360,7 +364,7 @@ static void a_source_that_is_another(void **state)
                     "BF16 [128]");
     q3_findings_free(&report);
     assert_int_equal(unlink(shard), 0);
-    char *absent = text_of("%s: the shard is absent", shard);
+    char *absent = q3_test_path("%s: the shard is absent", shard);
     check(w->small, model, 2, &report);
     ASSERT_MESSAGES(&report, absent, copy,
                     "final_norm.q3p: thinker.model.norm.weight: the source does not have it: "
@@ -374,7 +378,7 @@ static void a_source_that_is_another(void **state)
     free(vocabulary);
     free(shard);
     free(model);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 // ---- what pack.json says ----
@@ -383,20 +387,21 @@ static void a_source_that_is_another(void **state)
 static void claims_are_checked(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *pack = copy_pack(scratch, w->small);
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->small);
     q3_set set;
     q3_error err;
     assert_true(q3_set_open(pack, &set, &err));
     const uint64_t offset = set.files[0].tensors[0].offset;
-    char *shard = text_of("%s", set.shards[set.files[0].tensors[0].shard].name);
+    char *shard = q3_test_path("%s", set.shards[set.files[0].tensors[0].shard].name);
     set.components[Q3_TEXT].tensors++;
     set.components[Q3_TEXT].expected_bytes += 2;
     set.files[0].tensors[0].offset += 2;
     assert_true(q3_set_write(&set, &err));
     q3_set_close(&set);
-    char *moved = text_of("embedding.q3p: thinker.model.embed_tokens.weight: the source has it in "
-                          "%s at %" PRIu64 ", pack.json says %s at %" PRIu64,
-                          shard, offset, shard, offset + 2);
+    char *moved =
+        q3_test_path("embedding.q3p: thinker.model.embed_tokens.weight: the source has it in "
+                     "%s at %" PRIu64 ", pack.json says %s at %" PRIu64,
+                     shard, offset, shard, offset + 2);
     q3_findings report;
     check(pack, Q3_TEST_MODEL_DIR, 2, &report);
     ASSERT_MESSAGES(&report, moved,
@@ -408,26 +413,26 @@ static void claims_are_checked(void **state)
     free(moved);
     free(shard);
     free(pack);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 static void what_cannot_be_examined(void **state)
 {
     const world *w = *state;
     const q3_packs_options options = {.jobs = 1, .quiet = true};
-    char *scratch = scratch_create(), *pack = copy_pack(scratch, w->small);
-    char *list = text_of("%s/pack.json", pack), *config = text_of("%s/config.json", pack);
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->small);
+    char *list = q3_test_path("%s/pack.json", pack), *config = q3_test_path("%s/config.json", pack);
     char digits[Q3_HASH_TEXT], actual[Q3_HASH_TEXT];
     q3_findings report = {0};
     q3_error err;
 
     size_t size;
-    char *sound = file_load(config, &size);
+    char *sound = q3_test_read(config, &size);
     q3_hash128_text(q3_hash128_of(sound, size), digits);
     sound[size / 2] ^= 1;
     q3_hash128_text(q3_hash128_of(sound, size), actual);
-    file_save(config, sound, size);
-    char *message = text_of("%s: pack.json expects hash %s, found %s", config, digits, actual);
+    q3_test_write(config, sound, size);
+    char *message = q3_test_path("%s: pack.json expects hash %s, found %s", config, digits, actual);
     assert_false(q3_packs_check(pack, &options, &report, &err));
     assert_string_equal(err.message, message);
     assert_int_equal(err.code, Q3_MALFORMED);
@@ -436,21 +441,22 @@ static void what_cannot_be_examined(void **state)
 
     file_replace(list, "\"codec\": \"raw\"", "\"codec\": \"war\"");
     assert_false(q3_packs_check(pack, &options, &report, &err));
-    message = text_of("%s: is damaged: expected checksum ", list);
+    message = q3_test_path("%s: is damaged: expected checksum ", list);
     assert_memory_equal(err.message, message, strlen(message));
     assert_int_equal(err.code, Q3_MALFORMED);
     free(message);
 
     assert_int_equal(unlink(list), 0);
     assert_false(q3_packs_check(pack, &options, &report, &err));
-    message = text_of("%s: no pack.json: not a pack directory, or an unfinished extraction", pack);
+    message =
+        q3_test_path("%s: no pack.json: not a pack directory, or an unfinished extraction", pack);
     assert_string_equal(err.message, message);
     assert_int_equal(err.code, Q3_INCOMPLETE);
     free(message);
 
     const q3_packs_options no_source = {.source = scratch, .jobs = 1, .quiet = true};
     assert_false(q3_packs_check(w->small, &no_source, &report, &err));
-    message = text_of("%s: no model.safetensors.index.json: not a checkpoint", scratch);
+    message = q3_test_path("%s: no model.safetensors.index.json: not a checkpoint", scratch);
     assert_string_equal(err.message, message);
     assert_int_equal(err.code, Q3_INCOMPLETE);
     free(message);
@@ -458,7 +464,7 @@ static void what_cannot_be_examined(void **state)
     free(list);
     free(config);
     free(pack);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
 int main(void)

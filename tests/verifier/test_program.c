@@ -1,106 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// q3-verify as it is run: output, messages and exit codes. The program's path is the argument.
+// q3-verify as it is run: output, messages and exit codes.
 #include "base/json.h"
-#include "support.h"
+#include "damage.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #define TINY_MANIFEST Q3_TEST_MANIFEST_DIR "/tiny-omni.json"
 
-static const char *program;
+// Runs q3-verify with these arguments.
+#define RUN(...) q3_test_run(NULL, Q3_TEST_VERIFY, __VA_ARGS__, NULL)
 
-typedef struct outcome {
-    int code;
-    char *out, *err;
-} outcome;
-
-static void outcome_free(outcome *o)
+static void assert_result(q3_test_result result, int code, const char *out, const char *err)
 {
-    free(o->out);
-    free(o->err);
+    assert_string_equal(result.err, err);
+    assert_string_equal(result.out, out);
+    assert_int_equal(result.code, code);
+    q3_test_result_free(&result);
 }
 
-// Runs the program with these arguments, the last one NULL.
-static outcome run(const char *scratch, const char *const *arguments)
+// A pack directory without expert 127, made once.
+static char *directory, *pack;
+
+static int create_pack(void **state)
 {
-    enum { ARGUMENTS_MAX = 16 };
-    char *paths[2] = {text_of("%s/out", scratch), text_of("%s/err", scratch)};
-    char *argv[ARGUMENTS_MAX] = {text_of("%s", program)};
-    size_t count = 1, size;
-    for (; arguments[count - 1]; count++) {
-        assert_true(count + 1 < ARGUMENTS_MAX);
-        argv[count] = text_of("%s", arguments[count - 1]);
-    }
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        const int out = open(paths[0], O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        const int err = open(paths[1], O_WRONLY | O_CREAT | O_TRUNC, 0600);
-        if (out < 0 || err < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
-            _exit(127);
-        execv(program, argv);
-        _exit(127);
-    }
-    int status;
-    while (waitpid(child, &status, 0) < 0)
-        assert_int_equal(errno, EINTR);
-    assert_true(WIFEXITED(status));
-    outcome o = {.code = WEXITSTATUS(status)};
-    o.out = file_load(paths[0], &size);
-    o.err = file_load(paths[1], &size);
-    for (size_t i = 0; i < count; i++)
-        free(argv[i]);
-    free(paths[0]);
-    free(paths[1]);
-    return o;
+    (void)state;
+    directory = q3_test_directory();
+    pack = q3_test_path("%s/pack", directory);
+    pack_create(pack, "text", NULL, "0-126", Q3_CODEC_RAW);
+    return 0;
 }
 
-#define RUN(scratch, ...) run(scratch, (const char *const[]){__VA_ARGS__, NULL})
-
-static void assert_outcome(outcome o, int code, const char *out, const char *err)
+static int remove_pack(void **state)
 {
-    assert_string_equal(o.err, err);
-    assert_string_equal(o.out, out);
-    assert_int_equal(o.code, code);
-    outcome_free(&o);
+    (void)state;
+    q3_test_remove(directory);
+    free(pack);
+    return 0;
 }
 
 static void nothing_wrong(void **state)
 {
     (void)state;
-    char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
+    char *scratch = q3_test_directory(), *small = q3_test_path("%s/pack", scratch);
     size_t size;
-    assert_outcome(RUN(scratch, "shapes", Q3_TEST_MODEL_DIR, "--manifest", TINY_MANIFEST), 0,
-                   "0 differences in 2,610 tensors, 7 files, 11.4 MB\n", "");
-    assert_outcome(RUN(scratch, "shapes", Q3_TEST_MODEL_DIR, "-m", TINY_MANIFEST, "--components",
-                       "text,talker"),
-                   0, "0 differences in 2,440 tensors, 7 files, 11.1 MB\n", "");
-    pack_create(Q3_TEST_MODEL_DIR, pack, "text", "0", "0", Q3_CODEC_RAW);
-    assert_outcome(RUN(scratch, "packs", pack, "--source", Q3_TEST_MODEL_DIR, "-j", "2"), 0,
-                   "0 differences in 15 tensors, 12 files, 1.0 MB\n", "");
-    char *manifest = file_load(TINY_MANIFEST, &size);
-    assert_outcome(RUN(scratch, "manifest", Q3_TEST_MODEL_DIR "/config.json"), 0, manifest, "");
+    assert_result(RUN("shapes", Q3_TEST_MODEL_DIR, "--manifest", TINY_MANIFEST), 0,
+                  "0 differences in 2,610 tensors, 7 files, 11.4 MB\n", "");
+    assert_result(
+        RUN("shapes", Q3_TEST_MODEL_DIR, "-m", TINY_MANIFEST, "--components", "text,talker"), 0,
+        "0 differences in 2,440 tensors, 7 files, 11.1 MB\n", "");
+    pack_create(small, "text", "0", "0", Q3_CODEC_RAW);
+    assert_result(RUN("packs", small, "--source", Q3_TEST_MODEL_DIR, "-j", "2"), 0,
+                  "0 differences in 15 tensors, 12 files, 1.0 MB\n", "");
+    char *manifest = q3_test_read(TINY_MANIFEST, &size);
+    assert_result(RUN("manifest", Q3_TEST_MODEL_DIR "/config.json"), 0, manifest, "");
     free(manifest);
-    free(pack);
-    scratch_remove(scratch);
+    free(small);
+    q3_test_remove(scratch);
 }
 
 static void differences_for_people(void **state)
 {
     (void)state;
-    char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
-    pack_create(Q3_TEST_MODEL_DIR, pack, "text", NULL, "0-126", Q3_CODEC_RAW);
-    char *part = text_of("%s/layers/03/router.q3p.part", pack);
-    file_save(part, "x", 1);
-    assert_outcome(RUN(scratch, "shapes", pack, "-m", TINY_MANIFEST), 3,
-                   "missing (18):\n"
+    char *part = q3_test_path("%s/layers/03/router.q3p.part", pack);
+    q3_test_write(part, "x", 1);
+    assert_result(RUN("shapes", pack, "-m", TINY_MANIFEST), 3,
+                  "missing (18):\n"
 #define MISSING(layer, matrix, shape)                          \
     "  thinker.model.layers." layer ".mlp.experts.127." matrix \
     "_proj.weight: expected BF16 " shape ", found nothing: pack.json does not list it\n"
@@ -108,26 +75,25 @@ static void differences_for_people(void **state)
     MISSING(layer, "down", "[128, 16]") \
     MISSING(layer, "gate", "[16, 128]") \
     MISSING(layer, "up", "[16, 128]")
-                   LAYER("0") LAYER("1") LAYER("2") LAYER("3") LAYER("4") LAYER(
-                       "5") "18 differences in 2,361 tensors, 783 files, 10.9 MB (18 missing)\n",
-                   "");
-    char *out = text_of("stray (1):\n"
-                        "  %s: left over from an extraction that was ended\n"
-                        "1 difference in 2,343 tensors, 788 files, 14.3 MB (1 stray)\n",
-                        part);
-    assert_outcome(RUN(scratch, "packs", pack), 3, out, "");
+                  LAYER("0") LAYER("1") LAYER("2") LAYER("3") LAYER("4") LAYER(
+                      "5") "18 differences in 2,361 tensors, 783 files, 10.9 MB (18 missing)\n",
+                  "");
+    char *out = q3_test_path("stray (1):\n"
+                             "  %s: left over from an extraction that was ended\n"
+                             "1 difference in 2,343 tensors, 788 files, 14.3 MB (1 stray)\n",
+                             part);
+    assert_result(RUN("packs", pack), 3, out, "");
     free(out);
+    assert_int_equal(remove(part), 0);
     free(part);
-    free(pack);
-    scratch_remove(scratch);
 }
 
 static void what_repeats_is_counted(void **state)
 {
     (void)state;
-    char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
-    pack_create(Q3_TEST_MODEL_DIR, pack, "text", "0", "0-63", Q3_CODEC_RAW);
-    outcome o = RUN(scratch, "shapes", pack, "-m", TINY_MANIFEST);
+    char *scratch = q3_test_directory(), *small = q3_test_path("%s/pack", scratch);
+    pack_create(small, "text", "0", "0-63", Q3_CODEC_RAW);
+    q3_test_result o = RUN("shapes", small, "-m", TINY_MANIFEST);
     assert_int_equal(o.code, 3);
     const char *tail = strstr(o.out, "  and ");
     assert_non_null(tail);
@@ -146,17 +112,15 @@ static void what_repeats_is_counted(void **state)
               "    5 in thinker.model.layers.{0-5}.self_attn.q_proj.weight\n"
               "    5 in thinker.model.layers.{0-5}.self_attn.v_proj.weight\n"
               "2,157 differences in 2,361 tensors, 70 files, 1.7 MB (2,157 missing)\n");
-    outcome_free(&o);
-    free(pack);
-    scratch_remove(scratch);
+    q3_test_result_free(&o);
+    free(small);
+    q3_test_remove(scratch);
 }
 
 static void differences_for_programs(void **state)
 {
     (void)state;
-    char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
-    pack_create(Q3_TEST_MODEL_DIR, pack, "text", NULL, "0-126", Q3_CODEC_RAW);
-    outcome o = RUN(scratch, "shapes", pack, "-m", TINY_MANIFEST, "--json");
+    q3_test_result o = RUN("shapes", pack, "-m", TINY_MANIFEST, "--json");
     assert_int_equal(o.code, 3);
     assert_string_equal(o.err, "");
     q3_json json;
@@ -191,81 +155,74 @@ static void differences_for_programs(void **state)
     }
     assert_int_equal(cJSON_GetArraySize(item), 4);
     q3_json_free(&json);
-    outcome_free(&o);
-    free(pack);
-    scratch_remove(scratch);
+    q3_test_result_free(&o);
 }
 
 static void a_command_line_that_makes_no_sense(void **state)
 {
     (void)state;
-    char *scratch = scratch_create();
-    assert_outcome(RUN(scratch, "shapes", Q3_TEST_MODEL_DIR), 2, "",
-                   "q3-verify: shapes: --manifest is missing (see q3-verify shapes --help)\n");
-    assert_outcome(RUN(scratch, "shapes", "-m", TINY_MANIFEST), 2, "",
-                   "q3-verify: expected PATH, found 0 of 1 arguments (see q3-verify shapes "
-                   "--help)\n");
-    assert_outcome(RUN(scratch, "shapes", Q3_TEST_MODEL_DIR, "-m", TINY_MANIFEST, "--components",
-                       "text,speech"),
-                   2, "", "q3-verify: --components: \"speech\" is no component\n");
-    assert_outcome(RUN(scratch, "shapes", Q3_TEST_MODEL_DIR, "-m",
-                       Q3_TEST_MANIFEST_DIR "/qwen3-omni-30b-a3b-thinking.json", "--components",
-                       "talker"),
-                   2, "", "q3-verify: --components: the manifest has no component \"talker\"\n");
-    assert_outcome(RUN(scratch, "packs", scratch, "--jobs", "0"), 2, "",
-                   "q3-verify: --jobs: expected a whole number from 1 to 256, found \"0\" (see "
-                   "q3-verify packs --help)\n");
-    scratch_remove(scratch);
+    char *scratch = q3_test_directory();
+    assert_result(RUN("shapes", Q3_TEST_MODEL_DIR), 2, "",
+                  "q3-verify: shapes: --manifest is missing (see q3-verify shapes --help)\n");
+    assert_result(RUN("shapes", "-m", TINY_MANIFEST), 2, "",
+                  "q3-verify: expected PATH, found 0 of 1 arguments (see q3-verify shapes "
+                  "--help)\n");
+    assert_result(
+        RUN("shapes", Q3_TEST_MODEL_DIR, "-m", TINY_MANIFEST, "--components", "text,speech"), 2, "",
+        "q3-verify: --components: \"speech\" is no component\n");
+    assert_result(RUN("shapes", Q3_TEST_MODEL_DIR, "-m",
+                      Q3_TEST_MANIFEST_DIR "/qwen3-omni-30b-a3b-thinking.json", "--components",
+                      "talker"),
+                  2, "", "q3-verify: --components: the manifest has no component \"talker\"\n");
+    assert_result(RUN("packs", scratch, "--jobs", "0"), 2, "",
+                  "q3-verify: --jobs: expected a whole number from 1 to 256, found \"0\" (see "
+                  "q3-verify packs --help)\n");
+    q3_test_remove(scratch);
 }
 
 static void input_that_cannot_be_examined(void **state)
 {
     (void)state;
-    char *scratch = scratch_create();
-    assert_outcome(
-        RUN(scratch, "shapes", Q3_TEST_MODEL_DIR, "-m",
-            Q3_TEST_MODEL_DIR "/generation_config.json"),
-        4, "", "q3-verify: " Q3_TEST_MODEL_DIR "/generation_config.json: \"format\" is missing\n");
-    assert_outcome(RUN(scratch, "shapes", Q3_TEST_MODEL_DIR, "-m", "/absent.json"), 1, "",
-                   "q3-verify: /absent.json: cannot open: No such file or directory\n");
+    char *scratch = q3_test_directory();
+    assert_result(
+        RUN("shapes", Q3_TEST_MODEL_DIR, "-m", Q3_TEST_MODEL_DIR "/generation_config.json"), 4, "",
+        "q3-verify: " Q3_TEST_MODEL_DIR "/generation_config.json: \"format\" is missing\n");
+    assert_result(RUN("shapes", Q3_TEST_MODEL_DIR, "-m", "/absent.json"), 1, "",
+                  "q3-verify: /absent.json: cannot open: No such file or directory\n");
     char *err =
-        text_of("q3-verify: %s: no model.safetensors.index.json: not a checkpoint\n", scratch);
-    assert_outcome(RUN(scratch, "shapes", scratch, "-m", TINY_MANIFEST), 5, "", err);
+        q3_test_path("q3-verify: %s: no model.safetensors.index.json: not a checkpoint\n", scratch);
+    assert_result(RUN("shapes", scratch, "-m", TINY_MANIFEST), 5, "", err);
     free(err);
-    err = text_of("q3-verify: %s: no pack.json: not a pack directory, or an unfinished "
-                  "extraction\n",
-                  scratch);
-    assert_outcome(RUN(scratch, "packs", scratch), 5, "", err);
+    err = q3_test_path("q3-verify: %s: no pack.json: not a pack directory, or an unfinished "
+                       "extraction\n",
+                       scratch);
+    assert_result(RUN("packs", scratch), 5, "", err);
     free(err);
-    err = text_of("q3-verify: %s/absent: no such directory\n", scratch);
-    char *absent = text_of("%s/absent", scratch);
-    assert_outcome(RUN(scratch, "packs", absent), 1, "", err);
+    err = q3_test_path("q3-verify: %s/absent: no such directory\n", scratch);
+    char *absent = q3_test_path("%s/absent", scratch);
+    assert_result(RUN("packs", absent), 1, "", err);
     free(absent);
     free(err);
-    char *index = text_of("%s/model.safetensors.index.json", scratch);
-    file_save(index, "{\"weight_map\": {}}", 18);
-    err = text_of("q3-verify: %s: weight_map: lists no tensors\n", index);
-    assert_outcome(RUN(scratch, "shapes", scratch, "-m", TINY_MANIFEST), 4, "", err);
+    char *index = q3_test_path("%s/model.safetensors.index.json", scratch);
+    q3_test_write(index, "{\"weight_map\": {}}", 18);
+    err = q3_test_path("q3-verify: %s: weight_map: lists no tensors\n", index);
+    assert_result(RUN("shapes", scratch, "-m", TINY_MANIFEST), 4, "", err);
     free(err);
     free(index);
-    char *config = text_of("%s/config.json", scratch);
-    file_save(config, "{\"model_type\": \"llama\"}", 23);
-    err = text_of("q3-verify: %s: model_type: expected \"qwen3_omni_moe\" or \"qwen3_moe\", found "
-                  "\"llama\"\n",
-                  config);
-    assert_outcome(RUN(scratch, "manifest", config), 4, "", err);
+    char *config = q3_test_path("%s/config.json", scratch);
+    q3_test_write(config, "{\"model_type\": \"llama\"}", 23);
+    err = q3_test_path(
+        "q3-verify: %s: model_type: expected \"qwen3_omni_moe\" or \"qwen3_moe\", found "
+        "\"llama\"\n",
+        config);
+    assert_result(RUN("manifest", config), 4, "", err);
     free(err);
     free(config);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
 }
 
-int main(int argc, char **argv)
+int main(void)
 {
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s Q3_VERIFY\n", argv[0]);
-        return 2;
-    }
-    program = argv[1];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(nothing_wrong),
         cmocka_unit_test(differences_for_people),
@@ -274,5 +231,5 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_command_line_that_makes_no_sense),
         cmocka_unit_test(input_that_cannot_be_examined),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, create_pack, remove_pack);
 }

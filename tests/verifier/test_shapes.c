@@ -4,9 +4,9 @@
 // named. The comparison is tried in memory with every tensor of the tiny model wrong in every way,
 // and the readers before it with checkpoints and packs on disk.
 #include "checkpoint.h"
+#include "damage.h"
 #include "set.h"
 #include "shapes.h"
-#include "support.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -65,9 +65,9 @@ static int create_world(void **state)
             (q3_listing_entry){.tensor = w->checkpoint.tensors[i].tensor,
                                .file = w->checkpoint.shards[w->checkpoint.tensors[i].shard].name,
                                .presence = Q3_PRESENT};
-    w->scratch = scratch_create();
-    w->pack = text_of("%s/pack", w->scratch);
-    pack_create(Q3_TEST_MODEL_DIR, w->pack, "all", NULL, NULL, Q3_CODEC_ZSTD);
+    w->scratch = q3_test_directory();
+    w->pack = q3_test_path("%s/pack", w->scratch);
+    pack_create(w->pack, "all", NULL, NULL, Q3_CODEC_ZSTD);
     *state = w;
     return 0;
 }
@@ -80,7 +80,7 @@ static int destroy_world(void **state)
     q3_checkpoint_close(&w->checkpoint);
     q3_expectation_free(&w->expectation);
     q3_manifest_free(&w->manifest);
-    scratch_remove(w->scratch);
+    q3_test_remove(w->scratch);
     free(w->pack);
     free(w);
     return 0;
@@ -368,15 +368,15 @@ typedef struct copy {
 
 static copy copy_create(void)
 {
-    copy c = {.scratch = scratch_create()};
-    c.path = text_of("%s/model", c.scratch);
-    tree_copy(Q3_TEST_MODEL_DIR, c.path);
+    copy c = {.scratch = q3_test_directory()};
+    c.path = q3_test_path("%s/model", c.scratch);
+    q3_test_copy_tree(Q3_TEST_MODEL_DIR, c.path, false);
     return c;
 }
 
 static void copy_remove(copy *c)
 {
-    scratch_remove(c->scratch);
+    q3_test_remove(c->scratch);
     free(c->path);
 }
 
@@ -414,12 +414,12 @@ static void what_the_index_does_not_list(void **state)
 {
     (void)state;
     copy c = copy_create();
-    char *index = text_of("%s/model.safetensors.index.json", c.path);
+    char *index = q3_test_path("%s/model.safetensors.index.json", c.path);
     file_replace(index, "\"thinker.model.norm.weight\"", "\"thinker.model.morn.weight\"");
     q3_findings report;
     check(c.path, NULL, &report);
     char *unlisted =
-        text_of("%s/%s: holds %s, which the index does not list", c.path, norm_shard, norm);
+        q3_test_path("%s/%s: holds %s, which the index does not list", c.path, norm_shard, norm);
     ASSERT_MESSAGES(&report, unlisted,
                     "thinker.model.morn.weight: the manifest has no such tensor, found the name "
                     "alone in the index",
@@ -437,12 +437,12 @@ static void what_a_shard_lacks(void **state)
 {
     (void)state;
     copy c = copy_create();
-    char *shard = text_of("%s/%s", c.path, norm_shard);
+    char *shard = q3_test_path("%s/%s", c.path, norm_shard);
     file_replace(shard, "\"thinker.model.norm.weight\"", "\"thinker.model.morn.weight\"");
     q3_findings report;
     check(c.path, NULL, &report);
     char *unlisted =
-        text_of("%s: holds thinker.model.morn.weight, which the index does not list", shard);
+        q3_test_path("%s: holds thinker.model.morn.weight, which the index does not list", shard);
     ASSERT_MESSAGES(&report, unlisted,
                     "thinker.model.norm.weight: expected BF16 [128], found nothing: " NORM_SHARD
                     " lacks it");
@@ -456,14 +456,14 @@ static void what_lies_in_another_shard(void **state)
 {
     (void)state;
     copy c = copy_create();
-    char *index = text_of("%s/model.safetensors.index.json", c.path);
+    char *index = q3_test_path("%s/model.safetensors.index.json", c.path);
     file_replace(index, "\"thinker.model.norm.weight\": \"" NORM_SHARD "\"",
                  "\"thinker.model.norm.weight\": \"model-00001-of-00007.safetensors\"");
     q3_findings report;
     check(c.path, NULL, &report);
-    char *elsewhere = text_of("%s/%s: holds %s, which the index gives to "
-                              "model-00001-of-00007.safetensors",
-                              c.path, norm_shard, norm);
+    char *elsewhere = q3_test_path("%s/%s: holds %s, which the index gives to "
+                                   "model-00001-of-00007.safetensors",
+                                   c.path, norm_shard, norm);
     ASSERT_MESSAGES(&report, elsewhere,
                     "thinker.model.norm.weight: expected BF16 [128], found nothing: "
                     "model-00001-of-00007.safetensors lacks it");
@@ -477,13 +477,13 @@ static void an_absent_shard(void **state)
 {
     (void)state;
     copy c = copy_create();
-    char *shard = text_of("%s/%s", c.path, norm_shard);
+    char *shard = q3_test_path("%s/%s", c.path, norm_shard);
     assert_int_equal(unlink(shard), 0);
     q3_findings report;
     check(c.path, NULL, &report);
     assert_int_equal(report.count, 1 + NORM_SHARD_TENSORS);
-    char *absent = text_of("%s: the shard is absent; the index puts %d tensors there", shard,
-                           NORM_SHARD_TENSORS);
+    char *absent = q3_test_path("%s: the shard is absent; the index puts %d tensors there", shard,
+                                NORM_SHARD_TENSORS);
     assert_string_equal(report.findings[0].message, absent);
     assert_int_equal(report.findings[0].kind, Q3_FINDING_ABSENT);
     bool named = false;
@@ -506,7 +506,7 @@ static void headers_that_differ(void **state)
 {
     (void)state;
     copy c = copy_create();
-    char *shard = text_of("%s/%s", c.path, norm_shard);
+    char *shard = q3_test_path("%s/%s", c.path, norm_shard);
     // As many bytes of header as before, so that only these tensors change.
     file_replace(shard, "\"thinker.model.norm.weight\":{\"dtype\":\"BF16\",\"shape\":[128]",
                  "\"thinker.model.norm.weight\":{\"dtype\":\"F32\",\"shape\":[64]  ");
@@ -524,11 +524,12 @@ static void a_wrong_total(void **state)
 {
     (void)state;
     copy c = copy_create();
-    char *index = text_of("%s/model.safetensors.index.json", c.path);
+    char *index = q3_test_path("%s/model.safetensors.index.json", c.path);
     file_replace(index, "11442722", "11442724");
     q3_findings report;
     check(c.path, NULL, &report);
-    char *message = text_of("%s: total_size is 11442724, the tensors take 11442722 bytes", index);
+    char *message =
+        q3_test_path("%s: total_size is 11442724, the tensors take 11442722 bytes", index);
     ASSERT_MESSAGES(&report, message);
     q3_findings_free(&report);
     free(message);
@@ -539,9 +540,9 @@ static void a_wrong_total(void **state)
 static void packs_that_hold_a_part(void **state)
 {
     (void)state;
-    char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
+    char *scratch = q3_test_directory(), *pack = q3_test_path("%s/pack", scratch);
     q3_findings report;
-    pack_create(Q3_TEST_MODEL_DIR, pack, "text", NULL, "0-7", Q3_CODEC_RAW);
+    pack_create(pack, "text", NULL, "0-7", Q3_CODEC_RAW);
     // Other components are not asked about; the experts that are not there are.
     check(pack, NULL, &report);
     assert_int_equal(report.tensors, 2361);
@@ -555,25 +556,25 @@ static void packs_that_hold_a_part(void **state)
     assert_int_equal(report.tensors, 2610);
     assert_int_equal(report.count, 6 * 120 * 3 + 2610 - 2361);
     q3_findings_free(&report);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
     free(pack);
 }
 
 static void packs_that_are_damaged(void **state)
 {
     const world *w = *state;
-    char *scratch = scratch_create(), *pack = text_of("%s/pack", scratch);
-    char *gone = text_of("%s/layers/00/router.q3p", pack);
-    char *damaged = text_of("%s/layers/00/norms.q3p", pack);
+    char *scratch = q3_test_directory(), *pack = q3_test_path("%s/pack", scratch);
+    char *gone = q3_test_path("%s/layers/00/router.q3p", pack);
+    char *damaged = q3_test_path("%s/layers/00/norms.q3p", pack);
     q3_findings report;
-    tree_copy(w->pack, pack);
+    q3_test_copy_tree(w->pack, pack, false);
     assert_int_equal(unlink(gone), 0);
     file_flip(damaged, 12, 0);
     check(pack, NULL, &report);
     assert_int_equal(report.count, 5);
     assert_int_equal(report.findings[0].kind, Q3_FINDING_DAMAGED);
     assert_string_equal(report.findings[0].file, "layers/00/norms.q3p");
-    char *absent = text_of("%s: listed in pack.json, but absent", gone);
+    char *absent = q3_test_path("%s: listed in pack.json, but absent", gone);
     assert_string_equal(report.findings[1].message, absent);
     assert_int_equal(report.findings[1].kind, Q3_FINDING_ABSENT);
     assert_string_equal(report.findings[2].message,
@@ -586,7 +587,7 @@ static void packs_that_are_damaged(void **state)
     free(absent);
     free(gone);
     free(damaged);
-    scratch_remove(scratch);
+    q3_test_remove(scratch);
     free(pack);
 }
 
