@@ -118,8 +118,9 @@ static void print_program_help(const q3_program *program)
                 printf("\n%*s", HELP_COLUMN, "");
             print_wrapped(program->commands[i].summary, HELP_COLUMN);
         }
-        printf("\n%s COMMAND --help lists a command's options; --version prints the version.\n",
-               program->name);
+        printf("\n%s COMMAND --help lists a command's options.\n"
+               "%s --version prints the version.\n",
+               program->name, program->name);
     }
     if (program->more)
         printf("\n%s", program->more);
