@@ -91,31 +91,35 @@ static size_t take_escape(q3_bytes line, size_t *at, uint8_t *to)
 // \u0000, which is a character like any other here.)
 static bool decode_string(q3_bytes line, uint64_t number, uint8_t *to, size_t *size, q3_error *err)
 {
-    size_t at = 1;
+    bool ok = line.size >= 2 && line.data[0] == '"' && line.data[line.size - 1] == '"';
     *size = 0;
-    if (line.size >= 2 && line.data[0] == '"' && line.data[line.size - 1] == '"') {
-        line.size--;
-        while (at < line.size) {
-            const uint8_t c = line.data[at];
-            size_t length = c == '"' || c < 0x20 ? 0
-                            : c == '\\'          ? take_escape(line, &at, to + *size)
-                                                 : q3_utf8_length(line.data + at, line.size - at);
-            if (length == 0)
-                break;
-            if (c != '\\') {
-                memmove(to + *size, line.data + at, length);
-                at += length;
-            }
-            *size += length;
+    line.size -= ok;
+    for (size_t at = 1; ok && at < line.size;) {
+        const uint8_t c = line.data[at];
+        size_t length;
+        if (c == '\\') {
+            length = take_escape(line, &at, to + *size);
+        } else {
+            length = c == '"' || c < 0x20 ? 0 : q3_utf8_length(line.data + at, line.size - at);
+            memmove(to + *size, line.data + at, length);
+            at += length;
         }
-        if (at == line.size)
-            return true;
+        ok = length > 0;
+        *size += length;
     }
-    return q3_fail(err, Q3_MALFORMED, "standard input: line %" PRIu64 ": expected one JSON string",
-                   number);
+    return ok || q3_fail(err, Q3_MALFORMED,
+                         "standard input: line %" PRIu64 ": expected one JSON string", number);
 }
 
 // ---- one text or one line ----
+
+// Puts the line in front of what was wrong with it.
+static bool fail_line(uint64_t number, q3_error *err)
+{
+    const q3_error reason = *err;
+    return q3_fail(err, (enum q3_exit)reason.code, "standard input: line %" PRIu64 ": %s", number,
+                   reason.message);
+}
 
 static bool encode_line(const q3_tokenizer *tokenizer, char *line, size_t size, uint64_t number,
                         q3_error *err)
@@ -124,7 +128,8 @@ static bool encode_line(const q3_tokenizer *tokenizer, char *line, size_t size, 
     q3_ids ids = {0};
     size_t length;
     bool ok = decode_string((q3_bytes){text, size}, number, text, &length, err) &&
-              q3_tokenizer_encode(tokenizer, (q3_bytes){text, length}, &ids, err);
+              (q3_tokenizer_encode(tokenizer, (q3_bytes){text, length}, &ids, err) ||
+               fail_line(number, err));
     q3_json_writer json = {0};
     if (ok) {
         q3_json_inline(&json);
@@ -157,7 +162,8 @@ static bool decode_line(const q3_tokenizer *tokenizer, char *line, size_t size, 
         ok = ok && q3_json_item_u64(&json, item, 0, UINT32_MAX, &id, err) &&
              q3_ids_append(&ids, (uint32_t)id, err);
     }
-    ok = ok && q3_tokenizer_decode(tokenizer, ids.ids, ids.count, false, &text, &length, err);
+    ok = ok && (q3_tokenizer_decode(tokenizer, ids.ids, ids.count, false, &text, &length, err) ||
+                fail_line(number, err));
     if (ok) {
         q3_json_writer out = {0};
         q3_json_put_bytes(&out, NULL, text, length);
