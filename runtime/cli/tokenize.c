@@ -5,7 +5,6 @@
 
 #include "base/text.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -177,22 +176,15 @@ static bool decode_line(const q3_tokenizer *tokenizer, char *line, size_t size, 
 
 static bool convert_lines(const q3_tokenizer *tokenizer, q3_error *err)
 {
-    char *line = NULL;
-    size_t capacity = 0;
-    uint64_t number = 0;
+    q3_lines lines = {0};
+    char *line;
+    size_t size;
+    int more;
     bool ok = true;
-    ssize_t length;
-    errno = 0;
-    while (ok && (length = getline(&line, &capacity, stdin)) >= 0) {
-        size_t size = (size_t)length;
-        while (size && (line[size - 1] == '\n' || line[size - 1] == '\r'))
-            size--;
-        number++;
-        ok = (q3_options.decode ? decode_line : encode_line)(tokenizer, line, size, number, err);
-    }
-    if (ok && !feof(stdin))
-        ok = q3_fail_errno(err, "standard input: cannot read");
-    free(line);
+    for (uint64_t number = 1; ok && (more = q3_next_line(&lines, &line, &size, err)) != 0; number++)
+        ok = more > 0 &&
+             (q3_options.decode ? decode_line : encode_line)(tokenizer, line, size, number, err);
+    q3_lines_free(&lines);
     return ok;
 }
 
