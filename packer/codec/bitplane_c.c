@@ -6,11 +6,13 @@
 
 #include "base/bytes.h"
 
-static uint64_t load(const uint8_t *from)
+static inline uint64_t load(const uint8_t *from)
 {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < 8; i++)
-        value |= (uint64_t)from[i] << 8 * i;
+    uint64_t value;
+    memcpy(&value, from, sizeof value);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    value = __builtin_bswap64(value);
+#endif
     return value;
 }
 
@@ -55,58 +57,72 @@ static inline uint64_t bits_to_bytes(uint64_t bits)
     return (chosen + 0x7f7f7f7f7f7f7f7f) >> 7 & 0x0101010101010101;
 }
 
+// What streams two and three say of the weights in `beyond_4`, about one in ten: their indices, and
+// in *escapes those of index 15.
+static bool take_rare(const bitplane_view *view, bitplane_cursors *at, uint64_t beyond_4,
+                      uint8_t indices[BITPLANE_GROUP], uint64_t *escapes)
+{
+    const unsigned count = count_bits(beyond_4);
+    const uint64_t all = count < 64 ? (UINT64_C(1) << count) - 1 : UINT64_MAX;
+    uint64_t two[2], three[3] = {0};
+    for (unsigned i = 0; i < 2; i++)
+        if (!take(view->two, &at->two, count, &two[i]))
+            return false;
+    const unsigned beyond_7 = count_bits(two[0] & two[1] & all);
+    for (unsigned i = 0; beyond_7 && i < 3; i++)
+        if (!take(view->three, &at->three, beyond_7, &three[i]))
+            return false;
+    *escapes = 0;
+    for (; beyond_4; beyond_4 &= beyond_4 - 1, two[0] >>= 1, two[1] >>= 1) {
+        const unsigned byte = (unsigned)__builtin_ctzll(beyond_4);
+        unsigned index = 5 + (unsigned)(two[0] & 1) + 2 * (unsigned)(two[1] & 1);
+        if (index == 8)
+            for (unsigned i = 0; i < 3; i++, three[i - 1] >>= 1)
+                index += (unsigned)(three[i] & 1) << i;
+        indices[byte] = (uint8_t)index;
+        *escapes |= (uint64_t)(index == BITPLANE_ESCAPE) << byte;
+    }
+    return true;
+}
+
 bool bitplane_decode_c(const bitplane_view *view, uint8_t *raw, bitplane_cursors *end)
 {
     bitplane_cursors at = {0};
-    const uint8_t *table = NULL;
     unsigned number = 0;
+    uint16_t exponent_bits[16] = {0}; // of each index, at their place in a bf16
     for (size_t group = 0; group < view->groups; group++) {
         if (group % view->segment_groups == 0) {
             number = bitplane_number(view, group / view->segment_groups);
-            table = view->table + number * BITPLANE_TABLE_BYTES;
+            for (unsigned i = 0; i < BITPLANE_CODED; i++)
+                exponent_bits[i] = (uint16_t)(view->table[number * BITPLANE_TABLE_BYTES + i] << 7);
         }
         const uint64_t first = load(view->planes + group * BITPLANE_PLANES_BYTES);
         const uint64_t second = load(view->planes + group * BITPLANE_PLANES_BYTES + 8);
-        uint64_t third = 0, two[2] = {0}, three[3] = {0}, bits;
+        uint64_t bits, escapes;
         if (!take(view->one, &at.one, count_bits(second), &bits))
             return false;
-        third = spread(bits, second);
-        const uint64_t beyond_4 = first & second & third;
-        for (unsigned i = 0; i < 2; i++) {
-            if (!take(view->two, &at.two, count_bits(beyond_4), &bits))
-                return false;
-            two[i] = spread(bits, beyond_4);
-        }
-        const uint64_t beyond_7 = two[0] & two[1];
-        for (unsigned i = 0; i < 3; i++) {
-            if (!take(view->three, &at.three, count_bits(beyond_7), &bits))
-                return false;
-            three[i] = spread(bits, beyond_7);
-        }
-        const uint64_t escapes = three[0] & three[1] & three[2];
-        if (count_bits(escapes) > view->escapes.size - at.escapes)
+        const uint64_t third = spread(bits, second);
+        uint8_t indices[BITPLANE_GROUP];
+        for (unsigned byte = 0; byte < BITPLANE_GROUP; byte += 8)
+            q3_put_u64(indices + byte, bits_to_bytes(first >> byte) +
+                                           2 * bits_to_bytes(second >> byte) +
+                                           2 * bits_to_bytes(third >> byte));
+        if (!take_rare(view, &at, first & second & third, indices, &escapes))
             return false;
         const uint8_t *low = view->low + group * BITPLANE_GROUP;
         uint8_t *to = raw + group * BITPLANE_GROUP * 2;
-        for (unsigned byte = 0; byte < BITPLANE_GROUP; byte += 8) {
-            uint64_t indices = bits_to_bytes(first >> byte) +
-                               2 * (bits_to_bytes(second >> byte) + bits_to_bytes(third >> byte)) +
-                               bits_to_bytes(two[0] >> byte) + 2 * bits_to_bytes(two[1] >> byte) +
-                               bits_to_bytes(three[0] >> byte) +
-                               2 * bits_to_bytes(three[1] >> byte) +
-                               4 * bits_to_bytes(three[2] >> byte);
-            uint8_t *weight = to + bitplane_weight_of(byte) * 2;
-            for (unsigned i = 0; i < 8; i++, indices >>= 8) {
-                const unsigned index = indices & 15;
-                unsigned exponent = table[index];
-                if (index == BITPLANE_ESCAPE) {
-                    exponent = view->escapes.data[at.escapes++];
-                    if (bitplane_is_coded(view, number, exponent))
-                        return false;
-                }
-                weight[2 * i] = (uint8_t)(exponent << 7 | (low[byte + i] & 0x7f));
-                weight[2 * i + 1] = (uint8_t)(exponent >> 1 | (low[byte + i] & 0x80));
-            }
+        for (unsigned byte = 0; byte < BITPLANE_GROUP; byte += 8)
+            for (unsigned i = 0; i < 8; i++)
+                q3_put_u16(to + 2 * (bitplane_weight_of(byte) + i),
+                           (uint16_t)((low[byte + i] & 0x80) << 8 | (low[byte + i] & 0x7f) |
+                                      exponent_bits[indices[byte + i]]));
+        for (; escapes; escapes &= escapes - 1, at.escapes++) {
+            if (at.escapes == view->escapes.size ||
+                bitplane_is_coded(view, number, view->escapes.data[at.escapes]))
+                return false;
+            uint8_t *weight = to + 2 * bitplane_weight_of((unsigned)__builtin_ctzll(escapes));
+            weight[0] |= (uint8_t)(view->escapes.data[at.escapes] << 7);
+            weight[1] |= view->escapes.data[at.escapes] >> 1;
         }
     }
     *end = at;

@@ -46,7 +46,7 @@ typedef struct bitplane_view {
 
 static inline unsigned bitplane_number(const bitplane_view *view, size_t segment)
 {
-    return view->tables == 1 ? 0 : view->numbers[segment / 4] >> segment % 4 * 2 & 3;
+    return view->tables == 1 ? 0 : (unsigned)view->numbers[segment / 4] >> segment % 4 * 2 & 3;
 }
 
 static inline bool bitplane_is_coded(const bitplane_view *view, unsigned table, unsigned exponent)
