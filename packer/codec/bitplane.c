@@ -102,7 +102,8 @@ bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
     *view = (bitplane_view){.weights = weights,
                             .groups = weights / BITPLANE_GROUP,
                             .segment_groups = segment_groups,
-                            .tables = frame.data[HEADER_TABLES]};
+                            .tables = frame.data[HEADER_TABLES],
+                            .frame = frame.data};
     if (raw_bytes % 2 || view->weights != raw_bytes / 2)
         return q3_fail(err, Q3_MALFORMED,
                        "bit-plane frame: expected weights of %zu bytes, found %zu weights",

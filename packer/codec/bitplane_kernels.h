@@ -34,6 +34,7 @@ typedef struct bitplane_cursors {
 typedef struct bitplane_view {
     size_t weights, groups, segment_groups;
     unsigned tables;
+    const uint8_t *frame;   // the stored bytes
     const uint8_t *table;   // BITPLANE_TABLE_BYTES each
     const uint8_t *numbers; // two bits a segment; not to be read when there is one table
     q3_bytes one, two, three, escapes;

@@ -72,10 +72,9 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
 {
     if (view->groups < BITPLANE_RUN)
         return bitplane_decode_c(view, raw, end);
-    const bitplane_streams streams = {view->one.data, view->two.data, view->three.data,
-                                      view->escapes.data};
+    const uint8_t *const frame = view->frame;
     const uint8_t *low = view->low, *planes = view->planes;
-    bitplane_cursors at = {0};
+    bitplane_cursors at = bitplane_begin(view);
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
         const unsigned number = bitplane_number(view, segment);
@@ -86,7 +85,7 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
             const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
             in_segment -= run;
             for (size_t i = 0; i < run; i++) {
-                const bitplane_indices indices = bitplane_read_group(planes, streams, &at);
+                const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
                 __m256i a[2], b[2];
                 combine(&indices, table, low, 0, a);
                 combine(&indices, table, low, 1, b);
@@ -95,7 +94,7 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
                 store(raw + 64, a[1], streaming);
                 store(raw + 96, b[1], streaming);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
-                    const uint8_t *escapes = streams.escapes + at.escapes;
+                    const uint8_t *escapes = frame + at.escapes;
                     const size_t count = (size_t)_mm_popcnt_u64(indices.escapes);
                     patch_escapes(indices.escapes, escapes, raw);
                     if (!bitplane_escapes_allowed(view, number, escapes, count))
@@ -110,7 +109,7 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
                 return false;
         }
     }
-    *end = at;
+    *end = bitplane_end(view, at);
     return true;
 }
 

@@ -50,10 +50,9 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
     if (view->groups < BITPLANE_RUN)
         return bitplane_decode_c(view, raw, end);
     const __m512i sign = _mm512_set1_epi8((char)0x80);
-    const bitplane_streams streams = {view->one.data, view->two.data, view->three.data,
-                                      view->escapes.data};
+    const uint8_t *const frame = view->frame;
     const uint8_t *low = view->low, *planes = view->planes;
-    bitplane_cursors at = {0};
+    bitplane_cursors at = bitplane_begin(view);
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
         const unsigned number = bitplane_number(view, segment);
@@ -64,10 +63,10 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
             const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
             in_segment -= run;
             for (size_t i = 0; i < run; i++) {
-                const bitplane_indices indices = bitplane_read_group(planes, streams, &at);
+                const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
                 halves bytes = look_up(&indices, table);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
-                    const uint8_t *escapes = streams.escapes + at.escapes;
+                    const uint8_t *escapes = frame + at.escapes;
                     const size_t count = (size_t)_mm_popcnt_u64(indices.escapes);
                     const __m512i exponents =
                         _mm512_maskz_expand_epi8(indices.escapes, _mm512_loadu_si512(escapes));
@@ -93,7 +92,7 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
                 return false;
         }
     }
-    *end = at;
+    *end = bitplane_end(view, at);
     return true;
 }
 

@@ -6,8 +6,9 @@
 // PDEP puts a stream's bits at the places of a mask, PEXT collects them again: one instruction each
 // on Intel since Haswell and on AMD since Zen 3, dozens of micro-operations on AMD before.
 //
-// Whoever decodes (to memory, or straight into a product) does, for each segment and each run of up
-// to BITPLANE_RUN groups in it: bitplane_read_group for each group, then bitplane_inside once.
+// Whoever decodes (to memory, or straight into a product) starts with bitplane_begin and does, for
+// each segment and each run of up to BITPLANE_RUN groups in it: bitplane_read_group for each group,
+// then bitplane_inside once. bitplane_end closes.
 #ifndef Q3_CODEC_X86_BITPLANE_GROUP_H
 #define Q3_CODEC_X86_BITPLANE_GROUP_H
 
@@ -21,10 +22,33 @@ typedef struct bitplane_indices {
     uint64_t escapes; // weights of index 15
 } bitplane_indices;
 
-// Streams as bare pointers, to keep them in registers.
-typedef struct bitplane_streams {
-    const uint8_t *one, *two, *three, *escapes;
-} bitplane_streams;
+// Here cursors count from the beginning of the frame, so that one register serves all streams.
+static inline bitplane_cursors bitplane_begin(const bitplane_view *view)
+{
+    return (bitplane_cursors){.one = 8 * (size_t)(view->one.data - view->frame),
+                              .two = 8 * (size_t)(view->two.data - view->frame),
+                              .three = 8 * (size_t)(view->three.data - view->frame),
+                              .escapes = (size_t)(view->escapes.data - view->frame)};
+}
+
+// Are the cursors still inside their streams?
+static inline bool bitplane_inside(const bitplane_view *view, const bitplane_cursors *at)
+{
+    const bitplane_cursors start = bitplane_begin(view);
+    return at->one <= start.one + 8 * view->one.size && at->two <= start.two + 8 * view->two.size &&
+           at->three <= start.three + 8 * view->three.size &&
+           at->escapes <= start.escapes + view->escapes.size;
+}
+
+// The cursors as others count them.
+static inline bitplane_cursors bitplane_end(const bitplane_view *view, bitplane_cursors at)
+{
+    const bitplane_cursors start = bitplane_begin(view);
+    return (bitplane_cursors){.one = at.one - start.one,
+                              .two = at.two - start.two,
+                              .three = at.three - start.three,
+                              .escapes = at.escapes - start.escapes};
+}
 
 static inline uint64_t bitplane_load(const uint8_t *from)
 {
@@ -34,67 +58,77 @@ static inline uint64_t bitplane_load(const uint8_t *from)
 }
 
 // At least 57 bits of a stream, from bit `at` on.
-static inline uint64_t bitplane_peek(const uint8_t *stream, size_t at)
+static inline uint64_t bitplane_peek(const uint8_t *frame, size_t at)
 {
-    return bitplane_load(stream + at / 8) >> at % 8;
+    return bitplane_load(frame + at / 8) >> at % 8;
 }
 
-static inline uint64_t bitplane_peek_64(const uint8_t *stream, size_t at)
+static inline uint64_t bitplane_peek_64(const uint8_t *frame, size_t at)
 {
-    const uint64_t above = stream[at / 8 + 8];
-    return bitplane_peek(stream, at) | above << 1 << (63 - at % 8);
+    const uint64_t above = frame[at / 8 + 8];
+    return bitplane_peek(frame, at) | above << 1 << (63 - at % 8);
 }
 
-// Are the cursors still inside their streams?
-static inline bool bitplane_inside(const bitplane_view *view, const bitplane_cursors *at)
+// The sum p + 2q + 2c + d0 + 2 d1 + f0 + 2 f1 + 4 f2 of BITPLANE.md, bit by bit. It is 5 before d
+// is added and 8 before f is.
+static inline bitplane_indices bitplane_add(uint64_t p, uint64_t q, uint64_t c, const uint64_t d[2],
+                                            const uint64_t f[3])
 {
-    return at->one <= 8 * view->one.size && at->two <= 8 * view->two.size &&
-           at->three <= 8 * view->three.size && at->escapes <= view->escapes.size;
+    const uint64_t beyond_7 = d[0] & d[1];
+    return (bitplane_indices){
+        .bit = {p ^ d[0] ^ f[0], (q & ~c) | (d[0] ^ d[1]) | f[1], (c ^ beyond_7) | f[2], beyond_7},
+        .escapes = f[0] & f[1] & f[2],
+    };
+}
+
+// For groups that need more than 57 bits of one stream. They are so rare in weights that this stays
+// out of the way of the others.
+static __attribute__((noinline, cold)) bitplane_indices
+bitplane_read_long(const uint8_t *planes, const uint8_t *frame, bitplane_cursors *at)
+{
+    const uint64_t p = bitplane_load(planes), q = bitplane_load(planes + 8);
+    const uint64_t c = _pdep_u64(bitplane_peek_64(frame, at->one), q);
+    at->one += (size_t)_mm_popcnt_u64(q);
+    uint64_t d[2], f[3];
+    const uint64_t beyond_4 = p & q & c;
+    for (unsigned i = 0; i < 2; i++, at->two += (size_t)_mm_popcnt_u64(beyond_4))
+        d[i] = _pdep_u64(bitplane_peek_64(frame, at->two), beyond_4);
+    const uint64_t beyond_7 = d[0] & d[1];
+    for (unsigned i = 0; i < 3; i++, at->three += (size_t)_mm_popcnt_u64(beyond_7))
+        f[i] = _pdep_u64(bitplane_peek_64(frame, at->three), beyond_7);
+    return bitplane_add(p, q, c, d, f);
 }
 
 // Reads the group whose planes are at `planes`. Moves all cursors but that of the escapes.
-static inline bitplane_indices bitplane_read_group(const uint8_t *planes, bitplane_streams streams,
-                                                   bitplane_cursors *at)
+static inline __attribute__((always_inline)) bitplane_indices
+bitplane_read_group(const uint8_t *planes, const uint8_t *frame, bitplane_cursors *at)
 {
-    const uint64_t first = bitplane_load(planes), second = bitplane_load(planes + 8);
-    const size_t ones = (size_t)_mm_popcnt_u64(second);
-    const uint64_t third =
-        _pdep_u64(__builtin_expect(ones > 57, 0) ? bitplane_peek_64(streams.one, at->one)
-                                                 : bitplane_peek(streams.one, at->one),
-                  second);
-    at->one += ones;
-    const uint64_t beyond_4 = first & second & third;
+    const uint64_t p = bitplane_load(planes), q = bitplane_load(planes + 8);
+    const size_t ones = (size_t)_mm_popcnt_u64(q);
+    const uint64_t c = _pdep_u64(bitplane_peek(frame, at->one), q);
+    const uint64_t beyond_4 = p & q & c;
     const size_t twos = (size_t)_mm_popcnt_u64(beyond_4);
-    uint64_t two[2];
-    if (__builtin_expect(twos > 28, 0)) {
-        two[0] = _pdep_u64(bitplane_peek_64(streams.two, at->two), beyond_4);
-        two[1] = _pdep_u64(bitplane_peek_64(streams.two, at->two + twos), beyond_4);
-    } else {
-        const uint64_t bits = bitplane_peek(streams.two, at->two);
-        two[0] = _pdep_u64(bits, beyond_4);
-        two[1] = _pdep_u64(bits >> twos, beyond_4);
-    }
-    at->two += 2 * twos;
-    const uint64_t beyond_7 = two[0] & two[1];
+    if (__builtin_expect(ones > 57 || twos > 28, 0))
+        goto is_long;
+    const uint64_t two = bitplane_peek(frame, at->two);
+    const uint64_t d[2] = {_pdep_u64(two, beyond_4), _pdep_u64(two >> twos, beyond_4)};
+    const uint64_t beyond_7 = d[0] & d[1];
     const size_t threes = (size_t)_mm_popcnt_u64(beyond_7);
-    uint64_t three[3];
-    if (__builtin_expect(threes > 19, 0)) {
-        for (unsigned i = 0; i < 3; i++)
-            three[i] = _pdep_u64(bitplane_peek_64(streams.three, at->three + i * threes), beyond_7);
-    } else {
-        const uint64_t bits = bitplane_peek(streams.three, at->three);
-        three[0] = _pdep_u64(bits, beyond_7);
-        three[1] = _pdep_u64(bits >> threes, beyond_7);
-        three[2] = _pdep_u64(bits >> 2 * threes, beyond_7);
-    }
+    if (__builtin_expect(threes > 19, 0))
+        goto is_long;
+    const uint64_t three = bitplane_peek(frame, at->three);
+    const uint64_t f[3] = {_pdep_u64(three, beyond_7), _pdep_u64(three >> threes, beyond_7),
+                           _pdep_u64(three >> 2 * threes, beyond_7)};
+    at->one += ones;
+    at->two += 2 * twos;
     at->three += 3 * threes;
-    // The sum first + 2 second + 2 third + two + three, bit by bit. It is 5 before `two` is added
-    // and 8 before `three` is.
-    return (bitplane_indices){
-        .bit = {first ^ two[0] ^ three[0], (second & ~third) | (two[0] ^ two[1]) | three[1],
-                (third ^ beyond_7) | three[2], beyond_7},
-        .escapes = three[0] & three[1] & three[2],
-    };
+    return bitplane_add(p, q, c, d, f);
+
+is_long:;
+    bitplane_cursors moved = *at; // a copy, so that the cursors themselves can stay in registers
+    const bitplane_indices indices = bitplane_read_long(planes, frame, &moved);
+    *at = moved;
+    return indices;
 }
 
 // Does none of the `count` escapes hold an exponent that the table has?
