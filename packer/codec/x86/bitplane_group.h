@@ -69,40 +69,42 @@ static inline uint64_t bitplane_peek_64(const uint8_t *frame, size_t at)
     return bitplane_peek(frame, at) | above << 1 << (63 - at % 8);
 }
 
-// The sum p + 2q + 2c + d0 + 2 d1 + f0 + 2 f1 + 4 f2 of BITPLANE.md, bit by bit. It is 5 before d
-// is added and 8 before f is.
-static inline bitplane_indices bitplane_add(uint64_t p, uint64_t q, uint64_t c, const uint64_t d[2],
-                                            const uint64_t f[3])
+// For groups that need more than 57 bits of one stream. They are so rare in weights that this stays
+// out of the way of the others, which may have moved the first two cursors already.
+static __attribute__((noinline, cold)) bitplane_indices
+bitplane_read_long(const uint8_t *planes, const uint8_t *frame, bitplane_cursors *at, bool moved)
 {
+    const uint64_t p = bitplane_load(planes), q = bitplane_load(planes + 8);
+    const size_t ones = (size_t)_mm_popcnt_u64(q);
+    if (moved)
+        at->one -= ones;
+    const uint64_t c = _pdep_u64(bitplane_peek_64(frame, at->one), q);
+    at->one += ones;
+    uint64_t d[2], f[3];
+    const uint64_t beyond_4 = p & q & c;
+    const size_t twos = (size_t)_mm_popcnt_u64(beyond_4);
+    if (moved)
+        at->two -= 2 * twos;
+    for (unsigned i = 0; i < 2; i++, at->two += twos)
+        d[i] = _pdep_u64(bitplane_peek_64(frame, at->two), beyond_4);
     const uint64_t beyond_7 = d[0] & d[1];
+    for (unsigned i = 0; i < 3; i++, at->three += (size_t)_mm_popcnt_u64(beyond_7))
+        f[i] = _pdep_u64(bitplane_peek_64(frame, at->three), beyond_7);
     return (bitplane_indices){
         .bit = {p ^ d[0] ^ f[0], (q & ~c) | (d[0] ^ d[1]) | f[1], (c ^ beyond_7) | f[2], beyond_7},
         .escapes = f[0] & f[1] & f[2],
     };
 }
 
-// For groups that need more than 57 bits of one stream. They are so rare in weights that this stays
-// out of the way of the others.
-static __attribute__((noinline, cold)) bitplane_indices
-bitplane_read_long(const uint8_t *planes, const uint8_t *frame, bitplane_cursors *at)
-{
-    const uint64_t p = bitplane_load(planes), q = bitplane_load(planes + 8);
-    const uint64_t c = _pdep_u64(bitplane_peek_64(frame, at->one), q);
-    at->one += (size_t)_mm_popcnt_u64(q);
-    uint64_t d[2], f[3];
-    const uint64_t beyond_4 = p & q & c;
-    for (unsigned i = 0; i < 2; i++, at->two += (size_t)_mm_popcnt_u64(beyond_4))
-        d[i] = _pdep_u64(bitplane_peek_64(frame, at->two), beyond_4);
-    const uint64_t beyond_7 = d[0] & d[1];
-    for (unsigned i = 0; i < 3; i++, at->three += (size_t)_mm_popcnt_u64(beyond_7))
-        f[i] = _pdep_u64(bitplane_peek_64(frame, at->three), beyond_7);
-    return bitplane_add(p, q, c, d, f);
-}
-
 // Reads the group whose planes are at `planes`. Moves all cursors but that of the escapes.
+//
+// The sum p + 2q + 2c + d0 + 2 d1 + f0 + 2 f1 + 4 f2 of BITPLANE.md is built bit by bit as its
+// parts come, which needs the fewest registers. It is 5 before d is added and 8 before f is.
 static inline __attribute__((always_inline)) bitplane_indices
 bitplane_read_group(const uint8_t *planes, const uint8_t *frame, bitplane_cursors *at)
 {
+    bitplane_indices sum;
+    bool moved = false;
     const uint64_t p = bitplane_load(planes), q = bitplane_load(planes + 8);
     const size_t ones = (size_t)_mm_popcnt_u64(q);
     const uint64_t c = _pdep_u64(bitplane_peek(frame, at->one), q);
@@ -110,25 +112,36 @@ bitplane_read_group(const uint8_t *planes, const uint8_t *frame, bitplane_cursor
     const size_t twos = (size_t)_mm_popcnt_u64(beyond_4);
     if (__builtin_expect(ones > 57 || twos > 28, 0))
         goto is_long;
+    at->one += ones;
     const uint64_t two = bitplane_peek(frame, at->two);
-    const uint64_t d[2] = {_pdep_u64(two, beyond_4), _pdep_u64(two >> twos, beyond_4)};
-    const uint64_t beyond_7 = d[0] & d[1];
+    at->two += 2 * twos;
+    const uint64_t d0 = _pdep_u64(two, beyond_4), d1 = _pdep_u64(two >> twos, beyond_4);
+    const uint64_t beyond_7 = d0 & d1;
+    sum.bit[0] = p ^ d0;
+    sum.bit[1] = (q & ~c) | (d0 ^ d1);
+    sum.bit[2] = c ^ beyond_7;
+    sum.bit[3] = beyond_7;
     const size_t threes = (size_t)_mm_popcnt_u64(beyond_7);
+    moved = true;
     if (__builtin_expect(threes > 19, 0))
         goto is_long;
-    const uint64_t three = bitplane_peek(frame, at->three);
-    const uint64_t f[3] = {_pdep_u64(three, beyond_7), _pdep_u64(three >> threes, beyond_7),
-                           _pdep_u64(three >> 2 * threes, beyond_7)};
-    at->one += ones;
-    at->two += 2 * twos;
+    uint64_t three = bitplane_peek(frame, at->three);
     at->three += 3 * threes;
-    return bitplane_add(p, q, c, d, f);
+    sum.escapes = _pdep_u64(three, beyond_7);
+    sum.bit[0] ^= sum.escapes;
+    three >>= threes;
+    const uint64_t f1 = _pdep_u64(three, beyond_7);
+    sum.bit[1] |= f1;
+    const uint64_t f2 = _pdep_u64(three >> threes, beyond_7);
+    sum.bit[2] |= f2;
+    sum.escapes &= f1 & f2;
+    return sum;
 
 is_long:;
-    bitplane_cursors moved = *at; // a copy, so that the cursors themselves can stay in registers
-    const bitplane_indices indices = bitplane_read_long(planes, frame, &moved);
-    *at = moved;
-    return indices;
+    bitplane_cursors copy = *at; // so that the cursors themselves can stay in registers
+    sum = bitplane_read_long(planes, frame, &copy, moved);
+    *at = copy;
+    return sum;
 }
 
 // Does none of the `count` escapes hold an exponent that the table has?
