@@ -756,7 +756,7 @@ static bool open_source(check *c, source *from, q3_error *err)
     problems *heard = q3_alloc_zeroed(1, sizeof *heard, err);
     bool *used = q3_alloc_zeroed(c->set->shard_count, sizeof *used, err);
     bool ok = heard && used &&
-              q3_checkpoint_survey(c->options->source, hear_problem, heard, &from->checkpoint, err);
+              q3_checkpoint_survey(c->options->source, NULL, hear_problem, heard, &from->checkpoint, err);
     if (ok) {
         c->source = from;
         from->shards = q3_alloc_zeroed(from->checkpoint.shard_count, sizeof *from->shards, err);

@@ -287,7 +287,7 @@ static bool check_checkpoint(const char *path, const q3_expectation *expectation
     q3_checkpoint checkpoint;
     problem_sink sink = {.report = report, .err = err};
     q3_error stopped;
-    if (!q3_checkpoint_survey(path, hear_problem, &sink, &checkpoint, &stopped)) {
+    if (!q3_checkpoint_survey(path, NULL, hear_problem, &sink, &checkpoint, &stopped)) {
         if (!sink.failed)
             *err = stopped;
         return false;

@@ -255,15 +255,18 @@ bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, si
     return write_fully(output->fd, output->part_path, offset, data, size, err);
 }
 
+bool q3_output_sync(q3_output *output, q3_error *err)
+{
+    while (fsync(output->fd) != 0)
+        if (errno != EINTR)
+            return q3_fail_errno(err, "%s: cannot sync", output->part_path);
+    posix_fadvise(output->fd, 0, 0, POSIX_FADV_DONTNEED);
+    return true;
+}
+
 bool q3_output_publish(q3_output *output, q3_error *err)
 {
-    bool ok = true;
-    while (fsync(output->fd) != 0) {
-        if (errno == EINTR)
-            continue;
-        ok = q3_fail_errno(err, "%s: cannot sync", output->part_path);
-        break;
-    }
+    bool ok = q3_output_sync(output, err);
     const int fd = output->fd;
     output->fd = -1;
     if (close(fd) != 0 && errno != EINTR && ok)
