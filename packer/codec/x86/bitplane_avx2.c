@@ -48,12 +48,18 @@ static inline void combine(const bitplane_indices *indices, halves table, const 
     weights[1] = _mm256_unpackhi_epi8(low_byte, high_byte);
 }
 
-static inline void store(uint8_t *to, __m256i weights, bool streaming)
+static inline void store(uint8_t *to, __m256i weights)
 {
-    if (streaming)
-        _mm256_stream_si256((__m256i *)(void *)to, weights);
-    else
-        _mm256_storeu_si256((__m256i *)(void *)to, weights);
+    _mm256_storeu_si256((__m256i *)(void *)to, weights);
+}
+
+// Writes a run around the cache: whole lines one after the other, which half a line at a time
+// between loads would not be.
+static inline void stream_run(uint8_t *to, const uint8_t *run, size_t size)
+{
+    for (size_t i = 0; i < size; i += 32)
+        _mm256_stream_si256((__m256i *)(void *)(to + i),
+                            _mm256_load_si256((const __m256i *)(const void *)(run + i)));
 }
 
 // A group that has escapes: rare, and written weight by weight.
@@ -75,6 +81,7 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
     const uint8_t *const frame = view->frame;
     const uint8_t *low = view->low, *planes = view->planes;
     bitplane_cursors at = bitplane_begin(view);
+    _Alignas(32) uint8_t side[BITPLANE_RUN * 2 * BITPLANE_GROUP];
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
         const unsigned number = bitplane_number(view, segment);
@@ -84,27 +91,32 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
         while (in_segment) {
             const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
             in_segment -= run;
+            uint8_t *to = streaming ? side : raw;
             for (size_t i = 0; i < run; i++) {
+                bitplane_prefetch(low, planes, i);
                 const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
                 __m256i a[2], b[2];
                 combine(&indices, table, low, 0, a);
                 combine(&indices, table, low, 1, b);
-                store(raw, a[0], streaming);
-                store(raw + 32, b[0], streaming);
-                store(raw + 64, a[1], streaming);
-                store(raw + 96, b[1], streaming);
+                store(to, a[0]);
+                store(to + 32, b[0]);
+                store(to + 64, a[1]);
+                store(to + 96, b[1]);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
                     const uint8_t *escapes = frame + at.escapes;
                     const size_t count = (size_t)_mm_popcnt_u64(indices.escapes);
-                    patch_escapes(indices.escapes, escapes, raw);
+                    patch_escapes(indices.escapes, escapes, to);
                     if (!bitplane_escapes_allowed(view, number, escapes, count))
                         return false;
                     at.escapes += count;
                 }
                 low += BITPLANE_GROUP;
                 planes += BITPLANE_PLANES_BYTES;
-                raw += 2 * BITPLANE_GROUP;
+                to += 2 * BITPLANE_GROUP;
             }
+            if (streaming)
+                stream_run(raw, side, run * 2 * BITPLANE_GROUP);
+            raw += run * 2 * BITPLANE_GROUP;
             if (!bitplane_inside(view, &at))
                 return false;
         }
