@@ -92,8 +92,8 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
             const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
             in_segment -= run;
             uint8_t *to = streaming ? side : raw;
+            bitplane_prefetch(low, planes, run);
             for (size_t i = 0; i < run; i++) {
-                bitplane_prefetch(low, planes, i);
                 const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
                 __m256i a[2], b[2];
                 combine(&indices, table, low, 0, a);

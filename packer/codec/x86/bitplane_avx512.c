@@ -62,8 +62,8 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
         while (in_segment) {
             const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
             in_segment -= run;
+            bitplane_prefetch(low, planes, run);
             for (size_t i = 0; i < run; i++) {
-                bitplane_prefetch(low, planes, i);
                 const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
                 halves bytes = look_up(&indices, table);
                 if (__builtin_expect(indices.escapes != 0, 0)) {

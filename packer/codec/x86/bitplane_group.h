@@ -69,15 +69,19 @@ static inline uint64_t bitplane_peek_64(const uint8_t *frame, size_t at)
     return bitplane_peek(frame, at) | above << 1 << (63 - at % 8);
 }
 
-// Asks for what group `i` of a run reads BITPLANE_AHEAD groups later, which the processor does not
-// guess soon enough when a frame comes from memory. Beyond the frame it does nothing.
+// At the beginning of a run: asks for what a run reads BITPLANE_AHEAD groups later, which the
+// processor does not guess soon enough when a frame comes from memory. All at once, because between
+// stores that go around the cache these reads would compete with them for the same buffers. Beyond
+// the frame it does nothing.
 enum { BITPLANE_AHEAD = 48 };
 
-static inline void bitplane_prefetch(const uint8_t *low, const uint8_t *planes, size_t i)
+static inline void bitplane_prefetch(const uint8_t *low, const uint8_t *planes, size_t run)
 {
-    _mm_prefetch((const char *)low + BITPLANE_AHEAD * BITPLANE_GROUP, _MM_HINT_T0);
-    if (i % 4 == 0) // a line has the planes of four groups, and asking again and again costs
-        _mm_prefetch((const char *)planes + BITPLANE_AHEAD * BITPLANE_PLANES_BYTES, _MM_HINT_T0);
+    for (size_t i = 0; i < run; i++)
+        _mm_prefetch((const char *)low + (BITPLANE_AHEAD + i) * BITPLANE_GROUP, _MM_HINT_T0);
+    for (size_t i = 0; i < run; i += 64 / BITPLANE_PLANES_BYTES) // once for each line
+        _mm_prefetch((const char *)planes + (BITPLANE_AHEAD + i) * BITPLANE_PLANES_BYTES,
+                     _MM_HINT_T0);
 }
 
 // For groups that need more than 57 bits of one stream. They are so rare in weights that this stays
