@@ -16,6 +16,8 @@
 enum { JOURNAL_BYTES_MAX = 256 << 20 };
 
 static const char journal_name[] = "extract.journal";
+// What a run leaves that is ended while it begins its journal.
+static const char journal_part_name[] = "extract.journal.part";
 static const char first_line[] = "q3-extract journal 1\n";
 
 typedef struct journal_entry {
@@ -130,8 +132,9 @@ bool q3_journal_open(const char *directory, const char *request, q3_journal **re
     bool ok = q3_directory_create(directory, err) &&
               (journal->path = q3_path_join(directory, journal_name, err)) &&
               (finished = q3_path_join(directory, "pack.json", err)) &&
-              q3_directory_empty(directory, &empty, err);
-    if (ok && q3_path_exists(finished))
+              q3_directory_empty(directory, journal_part_name, &empty, err);
+    // With a journal beside it, pack.json was written and the run ended before it could say so.
+    if (ok && q3_path_exists(finished) && !q3_path_exists(journal->path))
         ok = q3_fail(err, Q3_REFUSED, "%s: holds a finished extraction (pack.json exists)",
                      directory);
     if (ok && !q3_path_exists(journal->path))

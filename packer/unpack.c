@@ -343,7 +343,7 @@ static bool prepare_output(const char *path, q3_error *err)
     if (!q3_directory_create(path, err))
         return false;
     bool empty;
-    if (!q3_directory_empty(path, &empty, err))
+    if (!q3_directory_empty(path, NULL, &empty, err))
         return false;
     return empty || q3_fail(err, Q3_REFUSED, "%s: is not empty", path);
 }

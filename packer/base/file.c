@@ -150,7 +150,7 @@ bool q3_directory_create(const char *path, q3_error *err)
     return ok;
 }
 
-bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
+bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err)
 {
     DIR *stream = opendir(path);
     if (!stream)
@@ -158,7 +158,8 @@ bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
     *empty = true;
     const struct dirent *entry;
     while ((entry = readdir(stream)) != NULL)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            (!except || strcmp(entry->d_name, except) != 0))
             *empty = false;
     closedir(stream);
     return true;
