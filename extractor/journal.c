@@ -84,8 +84,9 @@ static bool parse(q3_journal *journal, char *text, size_t size, const char *requ
         journal->count++;
     }
     // What a torn last line left must not run into the next one.
-    if (ftruncate(journal->fd, line - text) != 0)
-        return q3_fail_errno(err, "%s: cannot truncate", journal->path);
+    while (ftruncate(journal->fd, line - text) != 0)
+        if (errno != EINTR)
+            return q3_fail_errno(err, "%s: cannot truncate", journal->path);
     if (journal->count)
         qsort(journal->entries, journal->count, sizeof *journal->entries, compare_entries);
     return true;
@@ -103,7 +104,9 @@ static bool create(q3_journal *journal, const char *directory, const char *reque
 
 static bool take_up(q3_journal *journal, const char *request, q3_error *err)
 {
-    journal->fd = open(journal->path, O_RDWR | O_APPEND | O_CLOEXEC);
+    do
+        journal->fd = open(journal->path, O_RDWR | O_APPEND | O_CLOEXEC);
+    while (journal->fd < 0 && errno == EINTR);
     if (journal->fd < 0)
         return q3_fail_errno(err, "%s: cannot open", journal->path);
     if (flock(journal->fd, LOCK_EX | LOCK_NB) != 0)
