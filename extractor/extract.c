@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLOTS_PER_JOB = 8, COPY_BYTES_MAX = 256 << 20 };
+// Frames under way: enough to keep all threads at work while one waits for the disk, and 64 MiB.
+enum { SLOTS_PER_JOB = 32, SLOTS_MAX = 128, COPY_BYTES_MAX = 256 << 20 };
 
 // One frame on its way.
 typedef struct frame_slot {
@@ -372,7 +373,7 @@ static bool stream_frames(extraction *x, q3_error *err)
         ok = (x->coders[i] = q3_coder_create(err)) != NULL;
     const q3_stream stream = {
         .context = x,
-        .slots = (size_t)x->jobs * SLOTS_PER_JOB,
+        .slots = x->jobs < SLOTS_MAX / SLOTS_PER_JOB ? x->jobs * SLOTS_PER_JOB : SLOTS_MAX,
         .slot_bytes = sizeof(frame_slot),
         .next = next_frame,
         .work = encode_frame,
