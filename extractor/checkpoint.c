@@ -214,6 +214,7 @@ static bool read_shard(survey *s, uint32_t number)
     }
     shard->present = true;
     if (!q3_safetensors_load(path, &header, &shard->size, &problem)) {
+        shard->unreadable = problem.code == Q3_FAILED;
         ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, (enum q3_exit)problem.code, "%s",
                   problem.message);
         goto done;
