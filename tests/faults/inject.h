@@ -33,6 +33,14 @@ typedef enum q3_inject_kind {
     Q3_INJECT_KINDS
 } q3_inject_kind;
 
+static inline const char *q3_inject_name(q3_inject_kind kind)
+{
+    static const char *const names[Q3_INJECT_KINDS] = {
+        "write", "sync", "rename", "unlink",     "truncate", "mkdir",
+        "open",  "read", "close",  "allocation", "map",      "thread"};
+    return names[kind];
+}
+
 typedef enum q3_inject_action {
     Q3_INJECT_NOTHING, // only count
     Q3_INJECT_KILL_BEFORE,
