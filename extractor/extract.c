@@ -219,8 +219,10 @@ static bool encode_frame(void *context, void *slot_memory, unsigned worker, q3_e
     const q3_stored_tensor *from = x->order[slot->file]->tensors[slot->tensor];
     const uint64_t at = from->offset + (uint64_t)slot->frame * q3_frame_cut(&from->tensor);
     slot->codec = x->options->codec;
+    const q3_tensor *tensor = &from->tensor;
+    const uint64_t row = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 0;
     if (!q3_file_read(&x->shards[from->shard], at, slot->raw, slot->raw_bytes, err) ||
-        !q3_codec_encode(x->coders[worker], &slot->codec, from->tensor.dtype, slot->raw,
+        !q3_codec_encode(x->coders[worker], &slot->codec, tensor->dtype, row, slot->raw,
                          slot->raw_bytes, slot->stored, &slot->stored_bytes, err))
         return false;
     slot->hash = q3_hash64(slot->stored, slot->stored_bytes);
