@@ -7,6 +7,7 @@
 #undef _FORTIFY_SOURCE
 
 #include "inject.h"
+#include "power.h"
 
 #include <dlfcn.h>
 #include <errno.h>
@@ -44,7 +45,7 @@ __attribute__((constructor)) static void begin(void)
     q3_inject_follow(record);
 }
 
-// Counts a call. What is to be done about it, and the errno or signal for that.
+// Counts a call. What is to be done about it, and with which number.
 static q3_inject_action on_call(q3_inject_kind kind, int *number)
 {
     q3_inject_record *record = atomic_load(&followed);
@@ -72,6 +73,10 @@ static void before(q3_inject_action action, int number)
         die();
     if (action == Q3_INJECT_SIGNAL)
         kill(getpid(), number);
+    if (action == Q3_INJECT_POWER) {
+        q3_power_lost(number);
+        die();
+    }
 }
 
 // ---- calls that return -1 on failure ----
@@ -120,6 +125,7 @@ ssize_t write(int fd, const void *data, size_t size)
 {
     REAL(ssize_t, write, int, const void *, size_t);
     COUNT(Q3_INJECT_WRITE)
+    q3_power_wrote(fd);
     return after(action, real(fd, data, cut(action, size)));
 }
 
@@ -127,6 +133,7 @@ ssize_t pwrite(int fd, const void *data, size_t size, off_t offset)
 {
     REAL(ssize_t, pwrite, int, const void *, size_t, off_t);
     COUNT(Q3_INJECT_WRITE)
+    q3_power_wrote(fd);
     return after(action, real(fd, data, cut(action, size), offset));
 }
 
@@ -134,6 +141,7 @@ ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset)
 {
     REAL(ssize_t, pwrite64, int, const void *, size_t, off64_t);
     COUNT(Q3_INJECT_WRITE)
+    q3_power_wrote(fd);
     return after(action, real(fd, data, cut(action, size), offset));
 }
 
@@ -162,21 +170,30 @@ int fsync(int fd)
 {
     REAL(int, fsync, int);
     COUNT(Q3_INJECT_SYNC)
-    return (int)after(action, real(fd));
+    const int result = (int)after(action, real(fd));
+    if (result == 0)
+        q3_power_synced(fd);
+    return result;
 }
 
 int fdatasync(int fd)
 {
     REAL(int, fdatasync, int);
     COUNT(Q3_INJECT_SYNC)
-    return (int)after(action, real(fd));
+    const int result = (int)after(action, real(fd));
+    if (result == 0)
+        q3_power_synced(fd);
+    return result;
 }
 
 int rename(const char *from, const char *to)
 {
     REAL(int, rename, const char *, const char *);
     COUNT(Q3_INJECT_RENAME)
-    return (int)after(action, real(from, to));
+    const int result = (int)after(action, real(from, to));
+    if (result == 0)
+        q3_power_renamed(from, to);
+    return result;
 }
 
 int unlink(const char *path)
@@ -190,6 +207,7 @@ int ftruncate(int fd, off_t length)
 {
     REAL(int, ftruncate, int, off_t);
     COUNT(Q3_INJECT_TRUNCATE)
+    q3_power_wrote(fd);
     return (int)after(action, real(fd, length));
 }
 
@@ -197,6 +215,7 @@ int ftruncate64(int fd, off64_t length)
 {
     REAL(int, ftruncate64, int, off64_t);
     COUNT(Q3_INJECT_TRUNCATE)
+    q3_power_wrote(fd);
     return (int)after(action, real(fd, length));
 }
 
@@ -213,6 +232,7 @@ int close(int fd)
     int number = 0;
     const q3_inject_action action = on_call(Q3_INJECT_CLOSE, &number);
     before(action, number);
+    q3_power_closing(fd);
     const int result = (int)after(action, real(fd));
     if (action != Q3_INJECT_FAIL)
         return result;
@@ -235,7 +255,9 @@ int open(const char *path, int flags, ...)
     TAKE_MODE(flags)
     REAL(int, open, const char *, int, ...);
     COUNT(Q3_INJECT_OPEN)
-    return (int)after(action, real(path, flags, mode));
+    const int fd = (int)after(action, real(path, flags, mode));
+    q3_power_opened(fd);
+    return fd;
 }
 
 int open64(const char *path, int flags, ...)
@@ -243,7 +265,9 @@ int open64(const char *path, int flags, ...)
     TAKE_MODE(flags)
     REAL(int, open64, const char *, int, ...);
     COUNT(Q3_INJECT_OPEN)
-    return (int)after(action, real(path, flags, mode));
+    const int fd = (int)after(action, real(path, flags, mode));
+    q3_power_opened(fd);
+    return fd;
 }
 
 int openat(int directory, const char *path, int flags, ...)
@@ -251,7 +275,9 @@ int openat(int directory, const char *path, int flags, ...)
     TAKE_MODE(flags)
     REAL(int, openat, int, const char *, int, ...);
     COUNT(Q3_INJECT_OPEN)
-    return (int)after(action, real(directory, path, flags, mode));
+    const int fd = (int)after(action, real(directory, path, flags, mode));
+    q3_power_opened(fd);
+    return fd;
 }
 
 int openat64(int directory, const char *path, int flags, ...)
@@ -259,7 +285,9 @@ int openat64(int directory, const char *path, int flags, ...)
     TAKE_MODE(flags)
     REAL(int, openat64, int, const char *, int, ...);
     COUNT(Q3_INJECT_OPEN)
-    return (int)after(action, real(directory, path, flags, mode));
+    const int fd = (int)after(action, real(directory, path, flags, mode));
+    q3_power_opened(fd);
+    return fd;
 }
 
 // ---- calls that report failure in other ways ----

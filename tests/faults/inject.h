@@ -48,11 +48,12 @@ typedef enum q3_inject_action {
     Q3_INJECT_FAIL,   // with the errno `number`; close does its work all the same, as on Linux
     Q3_INJECT_SHORT,  // half of the bytes; nothing where there are fewer than two
     Q3_INJECT_SIGNAL, // send the process the signal `number`, then call
+    Q3_INJECT_POWER,  // lose power before the call: `number` says what (power.h)
 } q3_inject_action;
 
 typedef struct q3_inject_record {
     uint32_t kind, action; // what to do
-    int32_t number;        // an errno or a signal
+    int32_t number;        // an errno, a signal, or what is lost
     uint32_t forever;      // not only the k-th call, but all from there on
     uint64_t at;           // k, counted from 1
     atomic_uint_fast64_t calls[Q3_INJECT_KINDS];

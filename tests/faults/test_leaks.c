@@ -294,8 +294,6 @@ static int prepare(void **state)
 {
     (void)state;
     q3_error error;
-    if (access("/dev/shm", W_OK) == 0)
-        setenv("TMPDIR", "/dev/shm", 0);
     directory = q3_test_directory();
     model = q3_test_path("%s/model", directory);
     whole = q3_test_path("%s/whole", directory);

@@ -11,6 +11,7 @@
 #include "base/hash.h"
 #include "inject.h"
 #include "plan.h"
+#include "power.h"
 #include "small_model.h"
 #include "support.h"
 
@@ -173,9 +174,6 @@ static int prepare(void **state)
 {
     (void)state;
     q3_error error;
-    // Thousands of files are written and synced: in memory, where that is possible.
-    if (access("/dev/shm", W_OK) == 0)
-        setenv("TMPDIR", "/dev/shm", 0);
     full = getenv("Q3_TEST_FULL") != NULL;
     directory = q3_test_directory();
     model = q3_test_path("%s/model", directory);
@@ -313,6 +311,30 @@ static void test_ended_anywhere(void **state)
     (void)state;
     end_anywhere("q3-extract", extract, extract_after_end, 1);
     end_anywhere("q3-extract, going on,", extract_the_rest, extract_after_end, 3);
+}
+
+// Before each call the power goes, and with it what was not synced: bytes, or bytes and names.
+static void test_power_lost(void **state)
+{
+    (void)state;
+    static const int losses[] = {Q3_POWER_DATA, Q3_POWER_NAMES, Q3_POWER_DATA | Q3_POWER_NAMES};
+    q3_test_result (*const runs[])(void) = {extract, extract_the_rest};
+    unsigned lost = 0;
+    for (size_t run = 0; run < 2; run++)
+        for (size_t loss = 0; loss < 3; loss++)
+            for (size_t i = 0; i < sizeof changing_kinds / sizeof *changing_kinds; i++) {
+                bool fired = true;
+                for (uint64_t at = 1; fired; at += full || run == 0 ? 1 : 3) {
+                    arm(changing_kinds[i], Q3_INJECT_POWER, losses[loss], at);
+                    q3_test_result result = runs[run]();
+                    fired = disarm();
+                    assert_int_equal(result.code, fired ? 128 + SIGKILL : 0);
+                    q3_test_result_free(&result);
+                    lost += fired;
+                    extract_after_end();
+                }
+            }
+    print_message("power lost: %u times\n", lost);
 }
 
 // ---- each call failed ----
@@ -895,12 +917,12 @@ static void test_run_faults(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_tree),       cmocka_unit_test(test_ended_anywhere),
-        cmocka_unit_test(test_extract_faults), cmocka_unit_test(test_killed_at_random),
-        cmocka_unit_test(test_second_run),     cmocka_unit_test(test_shards_shrink),
-        cmocka_unit_test(test_interrupted),    cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_verify_faults),
-        cmocka_unit_test(test_run_faults),
+        cmocka_unit_test(test_one_tree),         cmocka_unit_test(test_ended_anywhere),
+        cmocka_unit_test(test_power_lost),       cmocka_unit_test(test_extract_faults),
+        cmocka_unit_test(test_killed_at_random), cmocka_unit_test(test_second_run),
+        cmocka_unit_test(test_shards_shrink),    cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_full_disk),        cmocka_unit_test(test_unpack_faults),
+        cmocka_unit_test(test_verify_faults),    cmocka_unit_test(test_run_faults),
     };
     if (Q3_TEST_SANITIZED)
         return 77; // skipped
