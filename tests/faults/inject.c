@@ -43,6 +43,8 @@ __attribute__((constructor)) static void begin(void)
         abort();
     close(fd);
     q3_inject_follow(record);
+    if (((const q3_inject_record *)record)->action == Q3_INJECT_POWER)
+        q3_power_watch();
 }
 
 // Counts a call. What is to be done about it, and with which number.

@@ -29,9 +29,16 @@ static struct {
 } renames[RENAMES];
 static unsigned rename_count;
 
+static bool watching;
+
+void q3_power_watch(void)
+{
+    watching = true;
+}
+
 static bool known(int fd)
 {
-    return fd >= 0 && fd < DESCRIPTORS;
+    return watching && fd >= 0 && fd < DESCRIPTORS;
 }
 
 void q3_power_opened(int fd)
@@ -75,7 +82,7 @@ void q3_power_renamed(const char *from, const char *to)
 {
     struct stat status;
     char path[PATH_MAX];
-    if (rename_count == RENAMES)
+    if (!watching || rename_count == RENAMES)
         return;
     snprintf(path, sizeof path, "%s", to);
     if (stat(dirname(path), &status) != 0)

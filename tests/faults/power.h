@@ -11,6 +11,9 @@ enum {
     Q3_POWER_NAMES = 2, // lose renames
 };
 
+// Nothing is kept of what is told before.
+void q3_power_watch(void);
+
 void q3_power_opened(int fd);
 void q3_power_wrote(int fd);
 void q3_power_synced(int fd); // a file or a directory

@@ -317,14 +317,14 @@ static void test_ended_anywhere(void **state)
 static void test_power_lost(void **state)
 {
     (void)state;
-    static const int losses[] = {Q3_POWER_DATA, Q3_POWER_NAMES, Q3_POWER_DATA | Q3_POWER_NAMES};
+    static const int losses[] = {Q3_POWER_DATA, Q3_POWER_DATA | Q3_POWER_NAMES, Q3_POWER_NAMES};
     q3_test_result (*const runs[])(void) = {extract, extract_the_rest};
     unsigned lost = 0;
     for (size_t run = 0; run < 2; run++)
-        for (size_t loss = 0; loss < 3; loss++)
+        for (size_t loss = 0; loss < (full ? 3 : 2); loss++)
             for (size_t i = 0; i < sizeof changing_kinds / sizeof *changing_kinds; i++) {
                 bool fired = true;
-                for (uint64_t at = 1; fired; at += full || run == 0 ? 1 : 3) {
+                for (uint64_t at = 1; fired; at += full || run == 0 ? 1 : 5) {
                     arm(changing_kinds[i], Q3_INJECT_POWER, losses[loss], at);
                     q3_test_result result = runs[run]();
                     fired = disarm();
@@ -924,8 +924,6 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_full_disk),        cmocka_unit_test(test_unpack_faults),
         cmocka_unit_test(test_verify_faults),    cmocka_unit_test(test_run_faults),
     };
-    if (Q3_TEST_SANITIZED)
-        return 77; // skipped
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, prepare, clean_up);
