@@ -313,7 +313,9 @@ static bool read_shard(survey *s, uint32_t number)
     }
     shard->present = q3_path_exists(path);
     if (shard->present) {
-        if (q3_safetensors_load(path, &header, &shard->size, &problem))
+        const bool loaded = q3_safetensors_load(path, &header, &shard->size, &problem);
+        shard->unreadable = !loaded && problem.code == Q3_FAILED;
+        if (loaded)
             ok = take_header(s, number, path, &header);
         else
             ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, (enum q3_exit)problem.code, "%s",

@@ -23,8 +23,9 @@ typedef struct q3_stored_tensor {
 
 typedef struct q3_shard {
     char *name;
-    bool present; // false: the file does not exist
-    bool read;    // its header is known and sound: its tensors are in the list
+    bool present;    // false: the file does not exist
+    bool read;       // its header is known and sound: its tensors are in the list
+    bool unreadable; // present, and the system could not read it
     uint64_t size;
     uint64_t header_bytes;  // where the data begin: 8 + the header's length
     q3_hash128 header_hash; // of those bytes

@@ -17,6 +17,8 @@
 enum { JOURNAL_BYTES_MAX = 256 << 20 };
 
 static const char journal_name[] = "extract.journal";
+// What a run leaves that is ended while it begins its journal.
+static const char journal_part_name[] = "extract.journal.part";
 static const char first_line[] = "q3-extract journal 1\n";
 
 typedef struct journal_entry {
@@ -118,8 +120,9 @@ static bool parse(q3_journal *journal, char *text, size_t size, const char *requ
         journal->count++;
     }
     // What a torn last line left must not run into the next one.
-    if (ftruncate(journal->fd, line - text) != 0)
-        return q3_fail_errno(err, "%s: cannot truncate", journal->path);
+    while (ftruncate(journal->fd, line - text) != 0)
+        if (errno != EINTR)
+            return q3_fail_errno(err, "%s: cannot truncate", journal->path);
     sort_entries(journal);
     return true;
 }
@@ -136,7 +139,9 @@ static bool create(q3_journal *journal, const char *directory, const char *reque
 
 static bool take_up(q3_journal *journal, const char *request, q3_error *err)
 {
-    journal->fd = open(journal->path, O_RDWR | O_APPEND | O_CLOEXEC);
+    do
+        journal->fd = open(journal->path, O_RDWR | O_APPEND | O_CLOEXEC);
+    while (journal->fd < 0 && errno == EINTR);
     if (journal->fd < 0)
         return q3_fail_errno(err, "%s: cannot open", journal->path);
     if (flock(journal->fd, LOCK_EX | LOCK_NB) != 0)
@@ -153,16 +158,6 @@ static bool take_up(q3_journal *journal, const char *request, q3_error *err)
     return ok;
 }
 
-// A run that ended while it began leaves the journal under its temporary name, and nothing else.
-static bool remove_unborn(const char *path, q3_error *err)
-{
-    char *part = q3_format(err, "%s.part", path);
-    const bool ok = part && (unlink(part) == 0 || errno == ENOENT ||
-                             q3_fail_errno(err, "%s: cannot remove", part));
-    free(part);
-    return ok;
-}
-
 bool q3_journal_open(const char *directory, const char *request, q3_journal **result, q3_error *err)
 {
     *result = NULL;
@@ -176,7 +171,7 @@ bool q3_journal_open(const char *directory, const char *request, q3_journal **re
               (journal->path = q3_path_join(directory, journal_name, err)) &&
               (journal->directory = q3_format(err, "%s", directory)) &&
               (finished = q3_path_join(directory, "pack.json", err)) &&
-              remove_unborn(journal->path, err) && q3_directory_empty(directory, &empty, err);
+              q3_directory_empty(directory, journal_part_name, &empty, err);
     if (ok && q3_path_exists(finished))
         ok = q3_fail(err, Q3_REFUSED, "%s: holds a finished extraction (pack.json exists)",
                      directory);

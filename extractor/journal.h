@@ -18,7 +18,7 @@ typedef struct q3_journal q3_journal;
 
 // Opens the journal in `directory`, which is created if need be. `request` holds lines that say
 // what is asked for and from what, each ended by '\n'. Refused (Q3_REFUSED): a directory with
-// pack.json, one with files but no journal, a journal of another request, one that another process
+// pack.json or other files but no journal, a journal of another request, one that another process
 // holds.
 bool q3_journal_open(const char *directory, const char *request, q3_journal **journal,
                      q3_error *err);

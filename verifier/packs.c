@@ -270,6 +270,12 @@ static bool commit_source(check *c, const reading *r, uint32_t number, q3_error 
     if (!stored) {
         const q3_listed_tensor *listed = q3_checkpoint_listed(checkpoint, tensor->name);
         const q3_shard *shard = listed ? &checkpoint->shards[listed->shard] : NULL;
+        if (shard && shard->unreadable) {
+            finding.kind = Q3_FINDING_UNREADABLE;
+            return q3_findings_add(c->report, &finding, err,
+                                   "%s: %s: not compared: %s could not be read", r->path,
+                                   tensor->name, shard->name);
+        }
         return q3_findings_add(c->report, &finding, err,
                                "%s: %s: the source does not have it: %s %s", r->path, tensor->name,
                                shard ? shard->name : "its index",
@@ -720,7 +726,7 @@ static bool check_shard(check *c, const q3_set_shard *stated, const problems *he
         return q3_findings_add(c->report, &finding, err, "%s/%s: the shard is absent",
                                checkpoint->directory, stated->name);
     if (!shard->read) {
-        finding.kind = Q3_FINDING_MALFORMED;
+        finding.kind = shard->unreadable ? Q3_FINDING_UNREADABLE : Q3_FINDING_MALFORMED;
         const char *message = "the header is not sound";
         for (unsigned i = 0; i < heard->count; i++)
             if (strcmp(heard->shard[i], stated->name) == 0)

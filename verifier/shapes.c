@@ -75,18 +75,22 @@ static bool report_missing(const q3_expected_tensor *expected, const q3_listing_
         snprintf(reason, sizeof reason, "%s does not list it", listing->index);
     else if (entry->presence == Q3_FILE_ABSENT)
         snprintf(reason, sizeof reason, "%s is absent", entry->file);
+    else if (entry->presence == Q3_FILE_UNREADABLE)
+        snprintf(reason, sizeof reason, "%s could not be read", entry->file);
     else if (entry->presence == Q3_FILE_UNSOUND)
         snprintf(reason, sizeof reason, "the header of %s is not sound", entry->file);
     else
         snprintf(reason, sizeof reason, "%s lacks it", entry->file);
     describe(pattern->dtype, pattern->rank, pattern->shape, text);
-    return q3_findings_add(report,
-                           &(q3_finding){.kind = Q3_FINDING_MISSING,
-                                         .tensor = expected->name,
-                                         .file = entry ? entry->file : NULL,
-                                         .expected = text,
-                                         .group = pattern->name},
-                           err, "%s: expected %s, found nothing: %s", expected->name, text, reason);
+    const bool unread = entry && entry->presence == Q3_FILE_UNREADABLE;
+    return q3_findings_add(
+        report,
+        &(q3_finding){.kind = unread ? Q3_FINDING_UNREADABLE : Q3_FINDING_MISSING,
+                      .tensor = expected->name,
+                      .file = entry ? entry->file : NULL,
+                      .expected = text,
+                      .group = pattern->name},
+        err, "%s: expected %s, found nothing: %s", expected->name, text, reason);
 }
 
 static bool report_unknown(const q3_listing_entry *entry, const q3_listing *listing,
@@ -304,9 +308,10 @@ static bool check_checkpoint(const char *path, const q3_expectation *expectation
         q3_listing_entry *entry = &listing.entries[i];
         *entry = (q3_listing_entry){.tensor.name = listed->name,
                                     .file = shard->name,
-                                    .presence = !shard->present ? Q3_FILE_ABSENT
-                                                : !shard->read  ? Q3_FILE_UNSOUND
-                                                                : Q3_FILE_LACKS};
+                                    .presence = !shard->present     ? Q3_FILE_ABSENT
+                                                : shard->unreadable ? Q3_FILE_UNREADABLE
+                                                : !shard->read      ? Q3_FILE_UNSOUND
+                                                                    : Q3_FILE_LACKS};
         if (listed->found) {
             entry->tensor = checkpoint.tensors[stored++].tensor;
             entry->presence = Q3_PRESENT;
@@ -360,7 +365,8 @@ static bool read_packs(pack_reading *reading, q3_findings *report, q3_error *err
             *entry = (q3_listing_entry){.tensor.name = file->tensors[t].name,
                                         .file = reading->paths[i],
                                         .presence = reason.code == Q3_INCOMPLETE ? Q3_FILE_ABSENT
-                                                                                 : Q3_FILE_UNSOUND};
+                                                    : reason.code == Q3_FAILED ? Q3_FILE_UNREADABLE
+                                                                               : Q3_FILE_UNSOUND};
             if (opened) {
                 entry->tensor = pack->tensors[t].tensor;
                 entry->presence = Q3_PRESENT;

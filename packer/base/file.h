@@ -40,8 +40,8 @@ bool q3_safe_file_name(const char *name);
 
 // Creates the directory and its missing parents.
 bool q3_directory_create(const char *path, q3_error *err);
-// Has the directory no entries?
-bool q3_directory_empty(const char *path, bool *empty, q3_error *err);
+// Has the directory no entries, or only one named `except` (NULL for none)?
+bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err);
 // Makes the directory's entries (new names, renames) survive a crash.
 bool q3_directory_sync(const char *path, q3_error *err);
 
