@@ -24,7 +24,7 @@ typedef struct q3_stored_tensor {
 typedef struct q3_shard {
     char *name;
     bool present; // false: the file does not exist
-    bool read;    // present, and its header is sound: its tensors are in the list
+    bool read;    // its header is known and sound: its tensors are in the list
     uint64_t size;
     uint64_t header_bytes;  // where the data begin: 8 + the header's length
     q3_hash128 header_hash; // of those bytes
@@ -72,8 +72,11 @@ typedef bool q3_problem_listener(void *context, const q3_problem *problem);
 // Reads the index (model.safetensors.index.json, or a lone model.safetensors) and all the shards'
 // headers. False, with *err, only when going on makes no sense (no index, no memory, the listener
 // said stop). With problems told and not stopped, the checkpoint holds whatever is sound.
-bool q3_checkpoint_survey(const char *directory, q3_problem_listener *listener, void *context,
-                          q3_checkpoint *checkpoint, q3_error *err);
+//
+// `headers`, which may be NULL, is a directory of headers that q3_shard_save_header kept: a shard
+// that is absent but has its header there is described as it was, and is no problem.
+bool q3_checkpoint_survey(const char *directory, const char *headers, q3_problem_listener *listener,
+                          void *context, q3_checkpoint *checkpoint, q3_error *err);
 
 // The same for those who need all of it to be right: fails with the first problem (but lets a wrong
 // total_size pass: it is a comment of the index, and nothing depends on it).
@@ -86,6 +89,11 @@ const q3_listed_tensor *q3_checkpoint_listed(const q3_checkpoint *checkpoint, co
 const q3_stored_tensor *q3_checkpoint_find(const q3_checkpoint *checkpoint, const char *name);
 // Path of a file in the checkpoint's directory, to free().
 char *q3_checkpoint_path(const q3_checkpoint *checkpoint, const char *name, q3_error *err);
+
+// Keeps a present shard's header in a directory, for later surveys without the shard. A header that
+// is there already must be of the same shard, else Q3_REFUSED.
+bool q3_shard_save_header(const q3_checkpoint *checkpoint, uint32_t shard, const char *headers,
+                          q3_error *err);
 
 // Opens a shard for reading tensors' bytes, and checks that its size is still the one seen.
 bool q3_checkpoint_open_shard(const q3_checkpoint *checkpoint, uint32_t shard, q3_file *file,

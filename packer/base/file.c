@@ -223,11 +223,29 @@ static bool write_fully(int fd, const char *path, uint64_t offset, const void *d
     return true;
 }
 
+// Both calls are advice: what they cannot do, the sync at the end does.
+static void write_behind(q3_output *output)
+{
+    const off_t window = 8 << 20;
+    while (output->size - output->flushed >= (uint64_t)window) {
+        const off_t at = (off_t)output->flushed;
+        sync_file_range(output->fd, at, window, SYNC_FILE_RANGE_WRITE);
+        if (at >= window) {
+            sync_file_range(output->fd, at - window, window,
+                            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                SYNC_FILE_RANGE_WAIT_AFTER);
+            posix_fadvise(output->fd, at - window, window, POSIX_FADV_DONTNEED);
+        }
+        output->flushed += (uint64_t)window;
+    }
+}
+
 bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err)
 {
     if (!write_fully(output->fd, output->part_path, output->size, data, size, err))
         return false;
     output->size += size;
+    write_behind(output);
     return true;
 }
 
@@ -237,15 +255,18 @@ bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, si
     return write_fully(output->fd, output->part_path, offset, data, size, err);
 }
 
+bool q3_output_sync(q3_output *output, q3_error *err)
+{
+    while (fsync(output->fd) != 0)
+        if (errno != EINTR)
+            return q3_fail_errno(err, "%s: cannot sync", output->part_path);
+    posix_fadvise(output->fd, 0, 0, POSIX_FADV_DONTNEED);
+    return true;
+}
+
 bool q3_output_publish(q3_output *output, q3_error *err)
 {
-    bool ok = true;
-    while (fsync(output->fd) != 0) {
-        if (errno == EINTR)
-            continue;
-        ok = q3_fail_errno(err, "%s: cannot sync", output->part_path);
-        break;
-    }
+    bool ok = q3_output_sync(output, err);
     const int fd = output->fd;
     output->fd = -1;
     if (close(fd) != 0 && errno != EINTR && ok)

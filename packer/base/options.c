@@ -118,8 +118,9 @@ static void print_program_help(const q3_program *program)
                 printf("\n%*s", HELP_COLUMN, "");
             print_wrapped(program->commands[i].summary, HELP_COLUMN);
         }
-        printf("\n%s COMMAND --help lists a command's options; --version prints the version.\n",
-               program->name);
+        printf("\n%s COMMAND --help lists a command's options.\n"
+               "%s --version prints the version.\n",
+               program->name, program->name);
     }
     if (program->more)
         printf("\n%s", program->more);
@@ -143,6 +144,7 @@ static bool is_choice(const char *choices, const char *word)
 static bool set_option(const q3_option *option, const char *value, q3_error *err)
 {
     uint64_t number;
+    q3_cpu_level level;
     if (option->given)
         *option->given = true;
     switch (option->kind) {
@@ -183,6 +185,11 @@ static bool set_option(const q3_option *option, const char *value, q3_error *err
                            option->value_name, value);
         *(const char **)option->target = value;
         return true;
+    case Q3_OPTION_CPU:
+        if (!q3_cpu_parse(value, &level))
+            return q3_fail(err, Q3_USAGE, "--%s: expected one of %s, found \"%s\"", option->name,
+                           option->value_name, value);
+        return q3_cpu_limit(level, err);
     }
     return true;
 }
@@ -220,7 +227,6 @@ static int run_command(const q3_program *program, const q3_command *command, int
     opterr = 0;
     optind = 1;
     for (;;) {
-        const char *word = optind < argc ? argv[optind] : "";
         const int found = getopt_long(argc, argv, letters, table, NULL);
         if (found < 0)
             break;
@@ -242,14 +248,15 @@ static int run_command(const q3_program *program, const q3_command *command, int
             if (command->options[i].letter && command->options[i].letter == found)
                 option = &command->options[i];
         if (!option) {
-            if (found == ':')
-                q3_fail(&err, Q3_USAGE, "%s: a value is missing", word);
-            else
-                q3_fail(&err, Q3_USAGE, "%s: unknown option", word);
+            // A letter is told in optopt; a long name is the word just passed.
+            const char letter[] = {'-', (char)optopt, 0};
+            const char *word = optopt > 0 && optopt < 255 ? letter : argv[optind - 1];
+            q3_fail(&err, Q3_USAGE, "%s: %s", word,
+                    found == ':' ? "a value is missing" : "unknown option");
             return usage_error(program, command, &err);
         }
         if (!set_option(option, optarg, &err))
-            return usage_error(program, command, &err);
+            return err.code == Q3_USAGE ? usage_error(program, command, &err) : q3_report(&err);
     }
     const unsigned required = count_words(command->arguments);
     const unsigned given = (unsigned)(argc - optind);

@@ -718,6 +718,9 @@ const char *q3_name_unsupported(const char *name)
         {".weight_scale", "quantized weights are not supported"},
         {".qweight", "quantized weights are not supported"},
     };
+    // Other components have names like these and mean other things by them.
+    if (strncmp(name, "thinker.model.", 14) != 0 && strncmp(name, "model.", 6) != 0)
+        return NULL;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (strstr(name, table[i].part))
             return table[i].reason;

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How memory is shared out: what every token needs is counted first, and what is left of the budget
+// becomes slots for experts, the same number in every layer (fewer where a layer has fewer
+// experts). The plan holds for the resident memory of the whole process.
+#ifndef Q3_RUNTIME_BUDGET_H
+#define Q3_RUNTIME_BUDGET_H
+
+#include "engine.h"
+#include "expert_pool.h"
+
+typedef struct q3_budget_request {
+    const q3_config *config;
+    const uint32_t *pool_count; // experts of each layer that may be chosen
+    uint64_t dense_bytes, embedding_bytes;
+    uint64_t pack_files; // listed in pack.json
+    uint32_t context, sessions;
+    unsigned threads;
+    uint64_t memory;    // the budget asked for; 0 for none
+    uint64_t available; // memory that the machine has free, used when none was asked for
+} q3_budget_request;
+
+// Fills the plan, and slots[layer]. A budget in which not one expert a layer fits is Q3_REFUSED.
+// Without one, three quarters of what is available count as the budget, or all of it when one
+// expert a layer needs that.
+bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint32_t *slots,
+                    q3_error *err);
+
+// The machine's memory that could be used without swapping (MemAvailable of /proc/meminfo);
+// UINT64_MAX when the system does not say.
+uint64_t q3_available_memory(void);
+
+#endif

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the commands of q3-run share: the options, opening a pack, the ids of a prompt, statistics.
+#ifndef Q3_RUNTIME_CLI_H
+#define Q3_RUNTIME_CLI_H
+
+#include "base/json.h"
+#include "base/options.h"
+#include "chat.h"
+#include "engine.h"
+#include "generation.h"
+#include "sampler.h"
+
+// The command line, filled by the option tables of main.c.
+typedef struct q3_run_options {
+    // the engine
+    uint64_t threads, context, memory;
+    const char *pool;
+    // what is run
+    const char *prompt, *ids, *system, *file, *text;
+    bool raw;
+    // the answer
+    double temperature, top_p, min_p, repeat_penalty;
+    uint64_t top_k, seed, max_tokens;
+    bool temperature_given, top_k_given, top_p_given, min_p_given, repeat_penalty_given;
+    bool max_tokens_given;
+    q3_text_list stop;
+    // output
+    const char *stats;
+    bool json, json_lines, decode;
+} q3_run_options;
+
+extern q3_run_options q3_options;
+
+// One function for each command; see main.c for what they do. They return the exit code.
+int q3_command_generate(const char *const *arguments);
+int q3_command_chat(const char *const *arguments);
+int q3_command_tokenize(const char *const *arguments);
+int q3_command_logits(const char *const *arguments);
+int q3_command_score(const char *const *arguments);
+
+// ---- an open pack ----
+
+typedef struct q3_loaded {
+    q3_engine *engine;
+    q3_session *session;
+    q3_tokenizer *tokenizer;
+    q3_sampler *sampler;
+    q3_ids stop_ids;
+    double seconds; // that opening took
+} q3_loaded;
+
+// Opens the pack as the options say and prints notes (experts that are not there) to standard
+// error. With `speaks`, the tokenizer, the sampler and the stop ids too.
+bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *err);
+void q3_loaded_close(q3_loaded *loaded); // a zeroed one is fine
+
+// Ids from "1 2 3" (blanks or commas between them). None at all is Q3_USAGE.
+bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err);
+// Q3_USAGE, naming both numbers, when a prompt is longer than the session's context.
+bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err);
+
+// ---- input and output ----
+
+// All of standard input, with a NUL behind it that *size does not count; the caller frees *text.
+bool q3_read_input(char **text, size_t *size, q3_error *err);
+
+// Standard input line by line. Start it zeroed.
+typedef struct q3_lines {
+    char *text;
+    size_t start, used, capacity; // what has been read and not handed out is [start, used)
+    bool ended;
+} q3_lines;
+
+// 1: *line is the next one, without its LF or CRLF and with a NUL behind it that *size does not
+// count; it is good until the next call. 0 at the end, -1 on failure. Every wait for input ends
+// when a signal comes (Q3_INTERRUPTED).
+int q3_next_line(q3_lines *lines, char **line, size_t *size, q3_error *err);
+void q3_lines_free(q3_lines *lines);
+
+// Writes to standard output at once: a closed pipe is noticed when it happens.
+bool q3_say(const void *text, size_t size, q3_error *err);
+// Ends a JSON document, writes it to standard output and frees it.
+bool q3_say_json(q3_json_writer *json, q3_error *err);
+
+// Are the --stop texts something that text can be searched for? Q3_USAGE if not.
+bool q3_check_stops(q3_error *err);
+// An answer from the session's logits on, as the options say; streamed to standard output unless
+// quiet. The result is to be freed after a failure too.
+bool q3_answer(const q3_loaded *loaded, bool quiet, q3_generation *result, q3_error *err);
+
+// ---- statistics ----
+
+typedef struct q3_run_statistics {
+    uint64_t prompt_tokens, answer_tokens;
+    double prompt_seconds, answer_seconds, load_seconds;
+    const uint32_t *answer_ids;
+    q3_engine_statistics before; // counts that belong to earlier answers
+} q3_run_statistics;
+
+// As the members of an object that has been begun.
+void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3_json_writer *json);
+// On standard error, as --stats says, or not at all.
+bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q3_error *err);
+
+#endif

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli.h"
+
+#include "base/file.h"
+#include "base/progress.h"
+#include "base/text.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+q3_run_options q3_options = {.context = 0, .top_p = 1, .repeat_penalty = 1};
+
+static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
+{
+    q3_tokenizer_files files = {.vocab_name = "vocab.json",
+                                .merges_name = "merges.txt",
+                                .config_name = "tokenizer_config.json"};
+    const struct {
+        const char *name;
+        q3_bytes *bytes;
+    } wanted[] = {{files.vocab_name, &files.vocab},
+                  {files.merges_name, &files.merges},
+                  {files.config_name, &files.config}};
+    char *text[3] = {NULL};
+    bool ok = true;
+    for (size_t i = 0; ok && i < 3; i++) {
+        size_t size;
+        ok = q3_engine_load_file(loaded->engine, wanted[i].name, &text[i], &size, err);
+        if (ok)
+            *wanted[i].bytes = (q3_bytes){(const uint8_t *)text[i], size};
+    }
+    ok = ok && q3_tokenizer_open_memory(&files, &loaded->tokenizer, err);
+    for (size_t i = 0; i < 3; i++)
+        free(text[i]);
+    return ok;
+}
+
+// What the pack's generation_config.json says, and over it the command line.
+static bool choose_sampling(const q3_loaded *loaded, const char *pack, q3_sampling *sampling,
+                            q3_error *err)
+{
+    static const char name[] = "generation_config.json";
+    char *text;
+    size_t size;
+    *sampling = q3_sampling_default();
+    if (q3_engine_load_file(loaded->engine, name, &text, &size, err)) {
+        free(text);
+        char *path = q3_path_join(pack, name, err);
+        const bool ok = path && q3_sampling_load(path, sampling, err);
+        free(path);
+        if (!ok)
+            return false;
+    } else if (err->code != Q3_INCOMPLETE) {
+        return false;
+    }
+    const q3_run_options *o = &q3_options;
+    if (o->temperature_given)
+        sampling->temperature = o->temperature;
+    if (o->top_k_given)
+        sampling->top_k = (uint32_t)o->top_k;
+    if (o->top_p_given)
+        sampling->top_p = o->top_p;
+    if (o->min_p_given)
+        sampling->min_p = o->min_p;
+    if (o->repeat_penalty_given)
+        sampling->repeat_penalty = o->repeat_penalty;
+    sampling->seed = o->seed;
+    return q3_sampling_check(sampling, err);
+}
+
+static bool open_sampler(q3_loaded *loaded, const char *pack, q3_error *err)
+{
+    q3_sampling sampling;
+    const uint32_t vocabulary = q3_engine_describe(loaded->engine)->config->vocab_size;
+    const uint32_t tokens = q3_tokenizer_count(loaded->tokenizer);
+    if (tokens > vocabulary)
+        return q3_fail(err, Q3_MALFORMED,
+                       "%s: the tokenizer has %" PRIu32 " tokens, the model only %" PRIu32, pack,
+                       tokens, vocabulary);
+    if (!choose_sampling(loaded, pack, &sampling, err) ||
+        !q3_chat_stop_ids(loaded->tokenizer, &loaded->stop_ids, err))
+        return false;
+    for (uint32_t i = 0; i < sampling.stop_count; i++)
+        if (!q3_ids_append(&loaded->stop_ids, sampling.stop_ids[i], err))
+            return false;
+    return q3_sampler_create(&sampling, tokens, &loaded->sampler, err);
+}
+
+static void print_notes(const q3_engine_info *info)
+{
+    char some[Q3_GROUPED_MAX], all[Q3_GROUPED_MAX];
+    if (info->held_experts < info->experts)
+        fprintf(stderr,
+                "note: the pack has %s of the model's %s experts;\nthe router is limited to "
+                "them\n",
+                q3_grouped(info->held_experts, some), q3_grouped(info->experts, all));
+    if (info->pool_named && info->pool_experts < info->pool_named)
+        fprintf(stderr, "note: the pack has %s of the pool's %s experts\n",
+                q3_grouped(info->pool_experts, some), q3_grouped(info->pool_named, all));
+}
+
+bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *err)
+{
+    const double started = q3_now();
+    *loaded = (q3_loaded){0};
+    const q3_engine_options options = {
+        .threads = (unsigned)q3_options.threads,
+        .context = (uint32_t)q3_options.context,
+        .memory = q3_options.memory,
+        .pool = q3_options.pool,
+    };
+    const bool ok = q3_engine_open(pack, &options, &loaded->engine, err) &&
+                    q3_session_create(loaded->engine, &loaded->session, err) &&
+                    (!speaks || (open_tokenizer(loaded, err) && open_sampler(loaded, pack, err)));
+    if (!ok) {
+        q3_loaded_close(loaded);
+        return false;
+    }
+    print_notes(q3_engine_describe(loaded->engine));
+    loaded->seconds = q3_now() - started;
+    return true;
+}
+
+void q3_loaded_close(q3_loaded *loaded)
+{
+    q3_sampler_destroy(loaded->sampler);
+    q3_tokenizer_close(loaded->tokenizer);
+    q3_session_destroy(loaded->session);
+    q3_engine_close(loaded->engine);
+    q3_ids_free(&loaded->stop_ids);
+    *loaded = (q3_loaded){0};
+}
+
+bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err)
+{
+    static const char between[] = " ,\t\r\n";
+    const size_t before = ids->count;
+    for (const char *at = text + strspn(text, between); *at; at += strspn(at, between)) {
+        const size_t length = strcspn(at, between);
+        char word[32] = "";
+        uint64_t id;
+        memcpy(word, at, length < sizeof word ? length : sizeof word - 1);
+        if (!q3_parse_u64(word, 0, UINT32_MAX, &id))
+            return q3_fail(err, Q3_USAGE, "expected token ids, found \"%s\"", word);
+        if (!q3_ids_append(ids, (uint32_t)id, err))
+            return false;
+        at += length;
+    }
+    return ids->count > before || q3_fail(err, Q3_USAGE, "no token ids given");
+}
+
+bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err)
+{
+    const uint32_t context = q3_session_context(loaded->session);
+    const uint32_t max = q3_engine_describe(loaded->engine)->config->max_position_embeddings;
+    return count <= context || q3_fail(err, Q3_USAGE,
+                                       "%s has %zu tokens, more than the context of %" PRIu32
+                                       " (--context takes up to %" PRIu32 ")",
+                                       what, count, context, max);
+}
+
+bool q3_say(const void *text, size_t size, q3_error *err)
+{
+    return q3_write_all(STDOUT_FILENO, "standard output", text, size, err);
+}
+
+bool q3_say_json(q3_json_writer *json, q3_error *err)
+{
+    const bool ok = q3_json_finish(json, err) && q3_say(json->text, json->size, err);
+    q3_json_writer_free(json);
+    return ok;
+}

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli.h"
+
+#include "base/hash.h"
+#include "base/text.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+static uint64_t peak_memory(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
+}
+
+static double rate(uint64_t tokens, double seconds)
+{
+    return seconds > 0 ? (double)tokens / seconds : 0;
+}
+
+static q3_engine_statistics counts_since(const q3_loaded *loaded, const q3_run_statistics *run)
+{
+    q3_engine_statistics counts = q3_engine_count(loaded->engine);
+    counts.tokens -= run->before.tokens;
+    counts.batches -= run->before.batches;
+    counts.expert_hits -= run->before.expert_hits;
+    counts.expert_misses -= run->before.expert_misses;
+    counts.expert_bytes -= run->before.expert_bytes;
+    counts.expert_seconds -= run->before.expert_seconds;
+    counts.embedding_bytes -= run->before.embedding_bytes;
+    return counts;
+}
+
+// XXH3 over the answer's ids as little-endian 32-bit numbers.
+static void hash_ids(const q3_run_statistics *run, char text[Q3_HASH_TEXT])
+{
+    uint8_t bytes[4];
+    q3_error err;
+    q3_hasher *hasher = q3_hasher_create(&err);
+    snprintf(text, Q3_HASH_TEXT, "-");
+    for (uint64_t i = 0; hasher && i < run->answer_tokens; i++) {
+        q3_put_u32(bytes, run->answer_ids[i]);
+        q3_hasher_update(hasher, bytes, sizeof bytes);
+    }
+    if (hasher)
+        q3_hash128_text(q3_hasher_finish(hasher), text);
+    q3_hasher_destroy(hasher);
+}
+
+void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3_json_writer *json)
+{
+    const q3_engine_info *info = q3_engine_describe(loaded->engine);
+    const q3_engine_statistics counts = counts_since(loaded, run);
+    char hash[Q3_HASH_TEXT];
+    hash_ids(run, hash);
+    q3_json_put_double(json, "load_seconds", run->load_seconds);
+    q3_json_put_u64(json, "prompt_tokens", run->prompt_tokens);
+    q3_json_put_double(json, "prompt_seconds", run->prompt_seconds);
+    q3_json_put_double(json, "prompt_tokens_per_second",
+                       rate(run->prompt_tokens, run->prompt_seconds));
+    q3_json_put_u64(json, "answer_tokens", run->answer_tokens);
+    q3_json_put_double(json, "answer_seconds", run->answer_seconds);
+    q3_json_put_double(json, "answer_tokens_per_second",
+                       rate(run->answer_tokens, run->answer_seconds));
+    q3_json_put_u64(json, "expert_hits", counts.expert_hits);
+    q3_json_put_u64(json, "expert_misses", counts.expert_misses);
+    q3_json_put_u64(json, "expert_bytes_read", counts.expert_bytes);
+    q3_json_put_double(json, "expert_seconds", counts.expert_seconds);
+    q3_json_put_u64(json, "embedding_bytes_read", counts.embedding_bytes);
+    q3_json_put_u64(json, "expert_slots_a_layer", info->slots_max);
+    q3_json_put_u64(json, "pool_experts", info->pool_experts);
+    q3_json_put_u64(json, "threads", info->threads);
+    q3_json_put_u64(json, "context", info->context);
+    q3_json_put_u64(json, "memory_budget", info->memory.budget);
+    q3_json_put_u64(json, "memory_planned", info->memory.total);
+    q3_json_put_u64(json, "memory_peak", peak_memory());
+    q3_json_put_string(json, "answer_ids_hash", hash);
+}
+
+static void show_text(const q3_loaded *loaded, const q3_run_statistics *run)
+{
+    const q3_engine_info *info = q3_engine_describe(loaded->engine);
+    const q3_engine_statistics counts = counts_since(loaded, run);
+    const uint64_t needed = counts.expert_hits + counts.expert_misses;
+    char a[Q3_GROUPED_MAX], b[Q3_GROUPED_MAX], hash[Q3_HASH_TEXT];
+    hash_ids(run, hash);
+    fprintf(stderr, "prompt   %s tokens in %.2f s, %.1f tokens/s\n",
+            q3_grouped(run->prompt_tokens, a), run->prompt_seconds,
+            rate(run->prompt_tokens, run->prompt_seconds));
+    fprintf(stderr, "answer   %s tokens in %.2f s, %.1f tokens/s\n",
+            q3_grouped(run->answer_tokens, a), run->answer_seconds,
+            rate(run->answer_tokens, run->answer_seconds));
+    fprintf(stderr, "experts  %s hits, %s misses (%.1f %% hits)\n",
+            q3_grouped(counts.expert_hits, a), q3_grouped(counts.expert_misses, b),
+            needed ? 100.0 * (double)counts.expert_hits / (double)needed : 100.0);
+    fprintf(stderr, "read     %s in %.2f s\n", q3_human_bytes(counts.expert_bytes, a),
+            counts.expert_seconds);
+    fprintf(stderr, "memory   %s at most, %s planned,\n", q3_human_bytes(peak_memory(), a),
+            q3_human_bytes(info->memory.total, b));
+    fprintf(stderr, "         %" PRIu32 " expert slots a layer\n", info->slots_max);
+    fprintf(stderr, "ids      %s\n", hash);
+}
+
+bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q3_error *err)
+{
+    if (!q3_options.stats)
+        return true;
+    if (strcmp(q3_options.stats, "text") == 0) {
+        show_text(loaded, run);
+        return true;
+    }
+    q3_json_writer json = {0};
+    q3_json_inline(&json);
+    q3_json_begin_object(&json, NULL);
+    q3_statistics_put(loaded, run, &json);
+    q3_json_end_object(&json);
+    const bool ok = q3_json_finish(&json, err);
+    if (ok)
+        fputs(json.text, stderr);
+    q3_json_writer_free(&json);
+    return ok;
+}

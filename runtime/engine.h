@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The inference engine, for any program that wants text from a pack directory:
+//
+//   q3_engine_open     opens a pack, decides what fits into memory, loads what every token needs
+//   q3_session_create  starts a conversation: a KV cache with no positions
+//   q3_session_feed    runs tokens through the model, behind those fed before
+//   q3_session_logits  what the model says comes next
+//
+// Ids come from tokenizer.h, the next id from sampler.h. An engine and its sessions belong to one
+// thread at a time; the engine uses threads of its own. All results are the same to the bit for any
+// number of threads, any memory budget, any codec of the pack, and however a text is cut into
+// feeds.
+#ifndef Q3_RUNTIME_ENGINE_H
+#define Q3_RUNTIME_ENGINE_H
+
+#include "base/error.h"
+#include "model/config.h"
+
+typedef struct q3_engine q3_engine;
+typedef struct q3_session q3_session;
+
+typedef struct q3_engine_options {
+    unsigned threads;  // 0: one for each processor
+    uint32_t context;  // positions of a session; 0: 4096, or the model's maximum if that is less
+    uint32_t sessions; // that may exist at once and are counted in the budget; 0: 1
+    uint64_t memory;   // budget in bytes for all that the process needs; 0: all the experts if
+                       // three quarters of the available memory take them, else what these take
+    const char *pool;  // a pool file (see expert_pool.h), or NULL
+} q3_engine_options;
+
+// Opens a pack directory. A budget in which not even one expert a layer fits is Q3_REFUSED, and the
+// message says how much is needed; so is a context beyond the model's.
+bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_engine **engine,
+                    q3_error *err);
+void q3_engine_close(q3_engine *engine); // after its sessions; NULL is fine
+
+// Where the memory goes, in bytes. `process` is what a program takes beside the engine: its code,
+// the tokenizer, the description of the pack.
+typedef struct q3_memory_plan {
+    uint64_t process, dense, embedding, kv_cache, scratch, experts;
+    uint64_t total;   // the sum
+    uint64_t minimum; // the sum with one expert a layer
+    uint64_t budget;  // that was given or found
+} q3_memory_plan;
+
+typedef struct q3_engine_info {
+    const q3_config *config;
+    uint32_t context; // positions of a session
+    unsigned threads;
+    uint64_t experts;              // in the model, all layers together
+    uint64_t held_experts;         // that the pack has
+    uint64_t pool_named;           // in the pool file, held or not; 0 without one
+    uint64_t pool_experts;         // that may be chosen: held, and in the pool
+    uint32_t slots_min, slots_max; // expert slots a layer
+    q3_memory_plan memory;
+} q3_engine_info;
+
+const q3_engine_info *q3_engine_describe(const q3_engine *engine);
+
+// A small file of the checkpoint that came along in the pack (generation_config.json, the
+// tokenizer's), its hash checked; the caller frees *data. One that the pack does not have is
+// Q3_INCOMPLETE.
+bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,
+                         q3_error *err);
+
+// Counted since the engine was opened.
+typedef struct q3_engine_statistics {
+    uint64_t tokens, batches;            // fed, all sessions together
+    uint64_t expert_hits, expert_misses; // experts that a batch needed in a layer
+    uint64_t expert_bytes;               // read for them from the pack
+    double expert_seconds;               // spent on that
+    uint64_t embedding_bytes;            // read from the pack
+} q3_engine_statistics;
+
+q3_engine_statistics q3_engine_count(const q3_engine *engine);
+
+// ---- sessions ----
+
+bool q3_session_create(q3_engine *engine, q3_session **session, q3_error *err);
+void q3_session_destroy(q3_session *session); // NULL is fine
+
+// How many tokens it has been fed, and how many it takes in all.
+uint32_t q3_session_length(const q3_session *session);
+uint32_t q3_session_context(const q3_session *session);
+
+// Goes back to the first `length` tokens; more than there are changes nothing. The logits are those
+// of the last feed until the next one.
+void q3_session_truncate(q3_session *session, uint32_t length);
+
+// What happens inside, for whoever wants to see it. Every function may be NULL. What the pointers
+// point to is good during the call.
+typedef struct q3_observer {
+    void *context;
+    // The last token's hidden state, hidden_size numbers: row 0 is its embedding, row i + 1 what
+    // layer i has made of it, and the row after the last layer's the final norm's output.
+    void (*hidden)(void *context, uint32_t row, const float *values);
+    // The experts chosen for the token at a position, ascending, and their weights.
+    void (*routed)(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                   const float *weights, uint32_t count);
+    // The logits at a position, vocab_size numbers. Positions ascend.
+    void (*logits)(void *context, uint32_t position, const float *logits);
+} q3_observer;
+
+// Runs `count` tokens through the model. observer may be NULL. Ids at or above the vocabulary's
+// size and tokens beyond the context are Q3_USAGE. After a failure, or an interrupt
+// (Q3_INTERRUPTED, see base/interrupt.h), the session is as it was before, but for its logits.
+bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
+                     const q3_observer *observer, q3_error *err);
+
+// The logits behind the last token fed, vocab_size numbers; the session's, until its next feed.
+const float *q3_session_logits(const q3_session *session);
+
+#endif

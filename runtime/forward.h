@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The forward pass: a batch of tokens at consecutive positions, layer by layer. In each layer the
+// router is run for the whole batch first, so that an expert is fetched once for all the tokens
+// that chose it. What an expert gives for a token is kept apart until all are there and is then
+// added in ascending order of the experts: neither the batch nor the cache's order can be seen in
+// the result.
+#ifndef Q3_RUNTIME_FORWARD_H
+#define Q3_RUNTIME_FORWARD_H
+
+#include "embedding.h"
+#include "engine.h"
+#include "expert_cache.h"
+#include "expert_pool.h"
+#include "kernels/kernels.h"
+#include "kv_cache.h"
+#include "team.h"
+
+enum {
+    Q3_BATCH_TOKENS = 128,   // tokens a batch at most
+    Q3_LOGITS_POSITIONS = 8, // positions whose logits are computed together
+};
+
+// Buffers for one batch; see forward.c for what is in them.
+typedef struct q3_scratch q3_scratch;
+
+typedef struct q3_forward {
+    const q3_model *model;
+    const q3_expert_pool *pool;
+    q3_embedding *embedding;
+    q3_expert_cache *experts;
+    const q3_team *team;
+    const q3_kernels *kernels;
+    q3_scratch *scratch;
+} q3_forward;
+
+// Buffers for batches of up to Q3_BATCH_TOKENS (or `context`, if less) tokens, and how many bytes
+// they take.
+bool q3_scratch_create(const q3_config *config, uint32_t context, unsigned threads,
+                       q3_scratch **scratch, q3_error *err);
+void q3_scratch_destroy(q3_scratch *scratch); // NULL is fine
+uint64_t q3_scratch_bytes(const q3_config *config, uint32_t context, unsigned threads);
+
+// Runs tokens (1 to Q3_BATCH_TOKENS) at the positions from `start` on and fills their places in the
+// KV cache. observer->hidden is called for the last token if `last`; routed for every token.
+bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
+                      const uint32_t *ids, uint32_t count, const q3_observer *observer, bool last,
+                      q3_error *err);
+
+// Logits of the tokens [first, first + count) of the batch that was run last, count at most
+// Q3_LOGITS_POSITIONS: logits[i] points to those of token first + i, in scratch. observer->hidden
+// is called with the final norm's output of the last of them if `last`.
+void q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count,
+                       const q3_observer *observer, bool last,
+                       const float *logits[Q3_LOGITS_POSITIONS]);
+
+#endif

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// q3-run: the commands and their options. What they do is in cli/.
+#include "base/workers.h"
+#include "cli/cli.h"
+
+#define COUNT(list) (sizeof(list) / sizeof *(list))
+
+#define O q3_options
+
+#define ENGINE_OPTIONS                                                                          \
+    {.name = "threads",                                                                         \
+     .letter = 't',                                                                             \
+     .kind = Q3_OPTION_NUMBER,                                                                  \
+     .value_name = "N",                                                                         \
+     .target = &O.threads,                                                                      \
+     .min = 1,                                                                                  \
+     .max = Q3_WORKERS_MAX,                                                                     \
+     .help = "threads; the default is one for each processor"},                                 \
+        {.name = "memory",                                                                      \
+         .letter = 'm',                                                                         \
+         .kind = Q3_OPTION_SIZE,                                                                \
+         .value_name = "SIZE",                                                                  \
+         .target = &O.memory,                                                                   \
+         .help = "memory for everything, such as 8G; what dense weights, KV cache and scratch " \
+                 "leave holds experts; the default is what the model takes, or three quarters " \
+                 "of what is free"},                                                            \
+        {.name = "context",                                                                     \
+         .letter = 'c',                                                                         \
+         .kind = Q3_OPTION_NUMBER,                                                              \
+         .value_name = "N",                                                                     \
+         .target = &O.context,                                                                  \
+         .min = 1,                                                                              \
+         .max = 1 << 24,                                                                        \
+         .help = "longest prompt and answer together, in tokens; the default is 4096, or the "  \
+                 "model's maximum if that is less"},                                            \
+        {.name = "pool",                                                                        \
+         .kind = Q3_OPTION_TEXT,                                                                \
+         .value_name = "FILE",                                                                  \
+         .target = &O.pool,                                                                     \
+         .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, " \
+                 "...], ...]}"},                                                                \
+        Q3_CPU_OPTION
+
+#define STATS_OPTION                                                                              \
+    {                                                                                             \
+        .name = "stats", .kind = Q3_OPTION_CHOICE, .value_name = "text|json", .target = &O.stats, \
+        .help = "print speed, expert hits and misses, bytes read, memory and a hash of the "      \
+                "answer's ids to standard error"                                                  \
+    }
+
+#define IDS_OPTION                                                                     \
+    {                                                                                  \
+        .name = "ids", .kind = Q3_OPTION_TEXT, .value_name = "LIST", .target = &O.ids, \
+        .help = "token ids, such as \"282 198 447\""                                   \
+    }
+
+#define ANSWER_OPTIONS                                                                             \
+    {.name = "system",                                                                             \
+     .letter = 's',                                                                                \
+     .kind = Q3_OPTION_TEXT,                                                                       \
+     .value_name = "TEXT",                                                                         \
+     .target = &O.system,                                                                          \
+     .help = "a system text before the conversation"},                                             \
+        {.name = "max-tokens",                                                                     \
+         .letter = 'n',                                                                            \
+         .kind = Q3_OPTION_NUMBER,                                                                 \
+         .value_name = "N",                                                                        \
+         .target = &O.max_tokens,                                                                  \
+         .max = 1 << 24,                                                                           \
+         .given = &O.max_tokens_given,                                                             \
+         .help = "end an answer after so many tokens; the default is when the model stops or the " \
+                 "context is full"},                                                               \
+        {.name = "stop",                                                                           \
+         .kind = Q3_OPTION_LIST,                                                                   \
+         .value_name = "TEXT",                                                                     \
+         .target = &O.stop,                                                                        \
+         .help = "end an answer where this text would come; may be given several times"},          \
+        {.name = "temperature",                                                                    \
+         .kind = Q3_OPTION_REAL,                                                                   \
+         .value_name = "X",                                                                        \
+         .target = &O.temperature,                                                                 \
+         .max = 100,                                                                               \
+         .given = &O.temperature_given,                                                            \
+         .help = "0: always the likeliest token (greedy); the defaults of this and the next four " \
+                 "come from the pack's generation_config.json, else greedy"},                      \
+        {.name = "top-k",                                                                          \
+         .kind = Q3_OPTION_NUMBER,                                                                 \
+         .value_name = "N",                                                                        \
+         .target = &O.top_k,                                                                       \
+         .max = 1 << 24,                                                                           \
+         .given = &O.top_k_given,                                                                  \
+         .help = "sample from the N likeliest tokens; 0: off"},                                    \
+        {.name = "top-p",                                                                          \
+         .kind = Q3_OPTION_REAL,                                                                   \
+         .value_name = "X",                                                                        \
+         .target = &O.top_p,                                                                       \
+         .max = 1,                                                                                 \
+         .given = &O.top_p_given,                                                                  \
+         .help = "sample from the likeliest tokens that have this probability together; 1: off"},  \
+        {.name = "min-p",                                                                          \
+         .kind = Q3_OPTION_REAL,                                                                   \
+         .value_name = "X",                                                                        \
+         .target = &O.min_p,                                                                       \
+         .max = 1,                                                                                 \
+         .given = &O.min_p_given,                                                                  \
+         .help = "leave out tokens less probable than X times the likeliest; 0: off"},             \
+        {.name = "repeat-penalty",                                                                 \
+         .kind = Q3_OPTION_REAL,                                                                   \
+         .value_name = "X",                                                                        \
+         .target = &O.repeat_penalty,                                                              \
+         .min = 0.01,                                                                              \
+         .max = 100,                                                                               \
+         .given = &O.repeat_penalty_given,                                                         \
+         .help = "above 1: make tokens that have come before less likely; 1: off"},                \
+    {                                                                                              \
+        .name = "seed", .kind = Q3_OPTION_NUMBER, .value_name = "N", .target = &O.seed,            \
+        .max = 9007199254740992.0, .help = "of the draws; the same seed gives the same text"       \
+    }
+
+static const q3_option generate_options[] = {
+    {.name = "prompt",
+     .letter = 'p',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "TEXT",
+     .target = &O.prompt,
+     .help = "what the user says; - reads it from standard input"},
+    {.name = "ids",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "LIST",
+     .target = &O.ids,
+     .help = "the whole prompt as token ids, such as \"282 198 447\", in place of --prompt"},
+    {.name = "raw",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.raw,
+     .help = "take the prompt as it is, without the chat template"},
+    ANSWER_OPTIONS,
+    ENGINE_OPTIONS,
+    STATS_OPTION,
+    {.name = "json",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.json,
+     .help = "print one object with ids, text, stop_reason and statistics at the end, in place of "
+             "the text"},
+};
+
+static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, STATS_OPTION};
+
+static const q3_option tokenize_options[] = {
+    {.name = "text",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "TEXT",
+     .target = &O.text,
+     .help = "the text (or with --decode the ids); the default is standard input"},
+    {.name = "decode",
+     .letter = 'd',
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.decode,
+     .help = "ids to text"},
+    {.name = "json-lines",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.json_lines,
+     .help = "a JSON string a line in, an array of ids a line out; with --decode the other way"},
+};
+
+static const q3_option logits_options[] = {IDS_OPTION, ENGINE_OPTIONS};
+
+static const q3_option score_options[] = {
+    {.name = "file",
+     .letter = 'f',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.file,
+     .help = "the text, taken as it is"},
+    IDS_OPTION,
+    ENGINE_OPTIONS,
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+};
+
+static const q3_command commands[] = {
+    {.name = "generate",
+     .arguments = "PACK",
+     .summary = "Answers a prompt; the text streams to standard output.",
+     .options = generate_options,
+     .option_count = COUNT(generate_options),
+     .run = q3_command_generate},
+    {.name = "chat",
+     .arguments = "PACK",
+     .summary = "Holds a conversation, a line of standard input a turn.",
+     .options = chat_options,
+     .option_count = COUNT(chat_options),
+     .run = q3_command_chat},
+    {.name = "tokenize",
+     .arguments = "DIR",
+     .summary = "Turns text into token ids or back. DIR is a pack, or any directory with "
+                "vocab.json, merges.txt and tokenizer_config.json.",
+     .options = tokenize_options,
+     .option_count = COUNT(tokenize_options),
+     .run = q3_command_tokenize},
+    {.name = "logits",
+     .arguments = "PACK",
+     .summary = "Prints the logits behind the last of the given ids as JSON.",
+     .options = logits_options,
+     .option_count = COUNT(logits_options),
+     .run = q3_command_logits},
+    {.name = "score",
+     .arguments = "PACK",
+     .summary = "Prints how well the model predicts a text: the mean of -ln p over its tokens but "
+                "the first.",
+     .options = score_options,
+     .option_count = COUNT(score_options),
+     .run = q3_command_score},
+};
+
+int main(int argc, char **argv)
+{
+    static const q3_program program = {
+        .name = "q3-run",
+        .summary = "Runs the text model of a pack directory, as q3-extract makes it.",
+        .commands = commands,
+        .command_count = COUNT(commands),
+    };
+    return q3_program_main(&program, argc, argv);
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The weights of a pack as the forward pass wants them.
+//
+// Opening reads no weights: it finds every file that the text model needs, and checks each tensor
+// in it (name, dtype, shape) against the configuration, so that what is wrong is known before the
+// first token. Loading then reads what every token needs (attention, norms, routers, final norm, LM
+// head) into memory of its own, each frame's checksum verified; the files are not mapped, so one
+// that shrinks later is an error of whoever reads it and not a crash. Experts are read by the
+// expert cache, rows of the embedding by embedding.h.
+#ifndef Q3_RUNTIME_MODEL_H
+#define Q3_RUNTIME_MODEL_H
+
+#include "region.h"
+#include "set.h"
+#include "team.h"
+
+// A bf16 matrix, row-major: y = W x has `rows` numbers, x has `columns`.
+typedef struct q3_matrix {
+    const uint16_t *values;
+    uint32_t rows, columns;
+} q3_matrix;
+
+// What every token needs of a layer.
+typedef struct q3_layer {
+    q3_matrix query, key, value, output; // the attention's projections
+    q3_matrix router;                    // a logit for each expert
+    const uint16_t *query_norm, *key_norm;
+    const uint16_t *input_norm, *post_attention_norm;
+} q3_layer;
+
+typedef struct q3_model {
+    q3_set set;
+    const q3_config *config; // set.config
+    q3_layer *layers;        // filled by loading, like the two below
+    const uint16_t *final_norm;
+    q3_matrix lm_head;
+    bool *held;          // [layer][expert]: which experts the pack has; at least one in every layer
+    uint64_t held_count; // in all layers
+    uint64_t dense_bytes; // memory that loading takes
+    q3_region dense;
+} q3_model;
+
+// Opens the pack directory. A pack that lacks a part that every token needs, or all experts of a
+// layer, is Q3_INCOMPLETE; a tensor that is not as the configuration says is Q3_MALFORMED.
+bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, q3_error *err);
+// Reads the weights that every token needs.
+bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err);
+void q3_model_close(q3_model *model); // a zeroed or closed one is fine
+
+// Bytes of one expert's three matrices.
+uint64_t q3_model_expert_bytes(const q3_config *config);
+
+// Opens the file of a place and checks all its tensors against the configuration.
+bool q3_model_open_part(const q3_model *model, const q3_place *place, q3_pack *pack, q3_error *err);
+
+// The embedding in its opened file.
+const q3_pack_tensor *q3_model_embedding(const q3_model *model, const q3_pack *pack, q3_error *err);
+
+// Reads an expert to `raw`, which has room for q3_model_expert_bytes: gate, up, down. Adds the
+// bytes read from the file to *bytes_read.
+bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert,
+                          q3_frame_reader *reader, uint16_t *raw, uint64_t *bytes_read,
+                          q3_error *err);
+
+#endif

@@ -1,0 +1,583 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tiny model against the numbers that transformers gives for it (tiny-omni.reference.json):
+// extract it, run it, compare. And what must not change them: threads, memory, codec, batches.
+#include "base/file.h"
+#include "base/json.h"
+#include "chat.h"
+#include "engine.h"
+#include "extract.h"
+#include "support.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LOGIT_TOLERANCE 2e-4
+#define NLL_TOLERANCE 1e-4
+
+enum { VOCABULARY = 1536, HIDDEN = 128, LAYERS = 6, EXPERTS = 128, TOP_K = 8, IDS_MAX = 1024 };
+
+static cJSON *reference;
+static char *directory, *raw_pack, *zstd_pack, *pool_path;
+
+// Fails the test with the error's message.
+#define assert_ok(call)                    \
+    do {                                   \
+        if (!(call))                       \
+            fail_msg("%s", error.message); \
+    } while (0)
+
+// ---- the reference's numbers ----
+
+static const cJSON *member(const cJSON *object, const char *key)
+{
+    const cJSON *item = q3_json_find(object, key);
+    if (!item)
+        fail_msg("the reference has no \"%s\"", key);
+    return item;
+}
+
+static size_t read_ids(const cJSON *array, uint32_t ids[IDS_MAX])
+{
+    size_t count = 0;
+    const cJSON *item;
+    cJSON_ArrayForEach(item, array)
+    {
+        assert_true(count < IDS_MAX);
+        ids[count++] = (uint32_t)item->valuedouble;
+    }
+    return count;
+}
+
+static double largest_difference(const cJSON *expected, const float *found, size_t count)
+{
+    double largest = 0;
+    size_t i = 0;
+    const cJSON *item;
+    assert_int_equal(cJSON_GetArraySize(expected), count);
+    cJSON_ArrayForEach(item, expected)
+    {
+        const double difference = fabs(item->valuedouble - (double)found[i++]);
+        if (!(difference <= largest))
+            largest = difference;
+    }
+    return largest;
+}
+
+// ---- running ----
+
+static q3_engine *open_engine(const char *pack, q3_engine_options options)
+{
+    q3_error error;
+    q3_engine *engine;
+    assert_ok(q3_engine_open(pack, &options, &engine, &error));
+    return engine;
+}
+
+static q3_session *create_session(q3_engine *engine)
+{
+    q3_error error;
+    q3_session *session;
+    assert_ok(q3_session_create(engine, &session, &error));
+    return session;
+}
+
+static void feed(q3_session *session, const uint32_t *ids, size_t count,
+                 const q3_observer *observer)
+{
+    q3_error error;
+    assert_ok(q3_session_feed(session, ids, count, observer, &error));
+}
+
+// The id with the highest logit; ids that are padding in this model have no logit that could win.
+static uint32_t greedy(const q3_session *session)
+{
+    const float *logits = q3_session_logits(session);
+    uint32_t best = 0;
+    for (uint32_t i = 1; i < VOCABULARY; i++)
+        if (logits[i] > logits[best])
+            best = i;
+    return best;
+}
+
+// Compares the last logits and then the greedy answer. Returns the largest difference.
+static double check_answer(q3_session *session, const cJSON *expected)
+{
+    uint32_t ids[IDS_MAX];
+    q3_session_truncate(session, 0);
+    feed(session, ids, read_ids(member(expected, "ids"), ids), NULL);
+    const double difference =
+        largest_difference(member(expected, "last_logits"), q3_session_logits(session), VOCABULARY);
+    assert_true(difference <= LOGIT_TOLERANCE);
+    const size_t count = read_ids(member(expected, "greedy_ids"), ids);
+    assert_true(count > 0);
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(greedy(session), ids[i]);
+        feed(session, &ids[i], 1, NULL);
+    }
+    return difference;
+}
+
+static void test_prompts(void **state)
+{
+    (void)state;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
+    q3_session *session = create_session(engine);
+    const cJSON *prompt, *prompts = member(reference, "prompts");
+    double largest = 0;
+    assert_int_equal(cJSON_GetArraySize(prompts), 12);
+    cJSON_ArrayForEach(prompt, prompts) largest = fmax(largest, check_answer(session, prompt));
+    print_message("12 prompts: logits differ by at most %.3g\n", largest);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+typedef struct inside {
+    float hidden[LAYERS + 2][HIDDEN];
+    unsigned rows;
+    uint32_t experts[LAYERS][TOP_K];
+    double weights[LAYERS];
+    uint32_t last_position;
+} inside;
+
+static void see_hidden(void *context, uint32_t row, const float *values)
+{
+    inside *seen = context;
+    assert_int_equal(row, seen->rows);
+    memcpy(seen->hidden[seen->rows++], values, sizeof seen->hidden[0]);
+}
+
+static void see_routed(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                       const float *weights, uint32_t count)
+{
+    inside *seen = context;
+    assert_int_equal(count, TOP_K);
+    seen->last_position = position;
+    memcpy(seen->experts[layer], experts, sizeof seen->experts[layer]);
+    seen->weights[layer] = 0;
+    for (uint32_t i = 0; i < count; i++)
+        seen->weights[layer] += (double)weights[i];
+}
+
+static void test_inside(void **state)
+{
+    (void)state;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
+    q3_session *session = create_session(engine);
+    const cJSON *prompt;
+    double largest = 0;
+    unsigned detailed = 0;
+    cJSON_ArrayForEach(prompt, member(reference, "prompts"))
+    {
+        const cJSON *rows = q3_json_find(prompt, "layer_last_hidden");
+        if (!rows)
+            continue;
+        detailed++;
+        uint32_t ids[IDS_MAX];
+        inside seen = {.rows = 0};
+        const q3_observer observer = {.context = &seen, .hidden = see_hidden, .routed = see_routed};
+        const size_t count = read_ids(member(prompt, "ids"), ids);
+        q3_session_truncate(session, 0);
+        feed(session, ids, count, &observer);
+        assert_int_equal(seen.rows, LAYERS + 2);
+        assert_int_equal(seen.last_position, count - 1);
+        assert_int_equal(cJSON_GetArraySize(rows), LAYERS + 1);
+        for (int i = 0; i <= LAYERS; i++) {
+            // The reference has the final norm's output in place of the last layer's.
+            const double difference = largest_difference(
+                cJSON_GetArrayItem(rows, i), seen.hidden[i < LAYERS ? i : LAYERS + 1], HIDDEN);
+            assert_true(difference <= LOGIT_TOLERANCE);
+            largest = fmax(largest, difference);
+        }
+        // The reference's experts are those of the last token that was fed to get the answer: the
+        // one before the stop token.
+        const size_t answer = read_ids(member(prompt, "greedy_ids"), ids) - 1;
+        seen.rows = 0;
+        feed(session, ids, answer, &observer);
+        assert_int_equal(seen.last_position, count + answer - 1);
+        const cJSON *layers = member(prompt, "last_experts");
+        assert_int_equal(cJSON_GetArraySize(layers), LAYERS);
+        for (int i = 0; i < LAYERS; i++) {
+            uint32_t experts[IDS_MAX];
+            assert_int_equal(read_ids(cJSON_GetArrayItem(layers, i), experts), TOP_K);
+            assert_memory_equal(experts, seen.experts[i], sizeof seen.experts[i]);
+            assert_true(fabs(seen.weights[i] - 1) < 1e-6);
+        }
+    }
+    assert_int_equal(detailed, 3);
+    print_message("3 prompts: hidden states differ by at most %.3g\n", largest);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+typedef struct scoring {
+    const uint32_t *ids;
+    size_t count;
+    uint32_t seen;
+    double sum;
+} scoring;
+
+static void see_logits(void *context, uint32_t position, const float *logits)
+{
+    scoring *score = context;
+    assert_int_equal(position, score->seen++);
+    if (position + 1 == score->count)
+        return;
+    double sum = 0, largest = (double)logits[0];
+    for (size_t i = 1; i < VOCABULARY; i++)
+        largest = fmax(largest, (double)logits[i]);
+    for (size_t i = 0; i < VOCABULARY; i++)
+        sum += exp((double)logits[i] - largest);
+    score->sum += largest + log(sum) - (double)logits[score->ids[position + 1]];
+}
+
+static void test_nll(void **state)
+{
+    (void)state;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
+    q3_session *session = create_session(engine);
+    const cJSON *text, *texts = member(reference, "nll");
+    double largest = 0;
+    assert_int_equal(cJSON_GetArraySize(texts), 5);
+    cJSON_ArrayForEach(text, texts)
+    {
+        uint32_t ids[IDS_MAX];
+        scoring score = {.ids = ids, .count = read_ids(member(text, "ids"), ids)};
+        const q3_observer observer = {.context = &score, .logits = see_logits};
+        q3_session_truncate(session, 0);
+        feed(session, ids, score.count, &observer);
+        assert_int_equal(score.seen, score.count);
+        const double difference =
+            fabs(score.sum / (double)(score.count - 1) - member(text, "mean_nll")->valuedouble);
+        assert_true(difference <= NLL_TOLERANCE);
+        largest = fmax(largest, difference);
+    }
+    print_message("5 texts: mean NLL differs by at most %.3g\n", largest);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+static void write_pool(const cJSON *experts)
+{
+    q3_error error;
+    char *layers = cJSON_PrintUnformatted(experts);
+    assert_non_null(layers);
+    char *text = q3_format(&error, "{\"layers\": %s}\n", layers);
+    assert_non_null(text);
+    assert_ok(q3_file_publish(pool_path, text, strlen(text), &error));
+    free(text);
+    cJSON_free(layers);
+}
+
+static void test_pools(void **state)
+{
+    (void)state;
+    const cJSON *pool, *pools = member(reference, "pools");
+    double largest = 0;
+    assert_int_equal(cJSON_GetArraySize(pools), 10);
+    cJSON_ArrayForEach(pool, pools)
+    {
+        const uint64_t size = (uint64_t)member(pool, "size")->valuedouble;
+        write_pool(member(pool, "experts"));
+        q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.pool = pool_path});
+        q3_session *session = create_session(engine);
+        assert_int_equal(q3_engine_describe(engine)->pool_experts, size * LAYERS);
+        assert_int_equal(q3_engine_describe(engine)->slots_max, size);
+        largest = fmax(largest, check_answer(session, pool));
+        q3_session_destroy(session);
+        q3_engine_close(engine);
+    }
+    print_message("10 pools: logits differ by at most %.3g\n", largest);
+}
+
+// A pool smaller than top k: all of it is used, with weights that sum to 1.
+static void see_three(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                      const float *weights, uint32_t count)
+{
+    static const uint32_t pool[] = {3, 40, 127};
+    (void)position;
+    assert_int_equal(count, 3);
+    assert_memory_equal(experts, pool, sizeof pool);
+    assert_true(fabs((double)weights[0] + (double)weights[1] + (double)weights[2] - 1) < 1e-6);
+    *(unsigned *)context += layer == LAYERS - 1;
+}
+
+static void test_small_pool(void **state)
+{
+    (void)state;
+    static const char text[] = "{\"layers\": [[40,3,127],[40,3,127],[3,40,127],[127,40,3],"
+                               "[3,127,40],[40,127,3]]}";
+    q3_error error;
+    unsigned tokens = 0;
+    const q3_observer observer = {.context = &tokens, .routed = see_three};
+    assert_ok(q3_file_publish(pool_path, text, strlen(text), &error));
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.pool = pool_path});
+    q3_session *session = create_session(engine);
+    feed(session, (const uint32_t[]){282, 198, 447}, 3, &observer);
+    assert_int_equal(tokens, 3);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+// ---- what must not change the result ----
+
+enum { RUN_ANSWER = 12, RUN_LOGITS = RUN_ANSWER + 1 };
+
+// The logits behind a prompt and behind each of the tokens that then follow greedily, as bytes. The
+// prompt is fed `step` tokens at a time.
+static void run_bytes(q3_session *session, size_t step, float out[RUN_LOGITS * VOCABULARY])
+{
+    uint32_t ids[IDS_MAX];
+    const cJSON *text = cJSON_GetArrayItem(member(reference, "nll"), 0);
+    const size_t count = read_ids(member(text, "ids"), ids);
+    assert_true(count > 150); // more than one batch
+    q3_session_truncate(session, 0);
+    for (size_t i = 0; i < count; i += step)
+        feed(session, ids + i, count - i < step ? count - i : step, NULL);
+    for (unsigned i = 0; i < RUN_LOGITS; i++) {
+        const uint32_t next = greedy(session);
+        memcpy(out + i * VOCABULARY, q3_session_logits(session), VOCABULARY * sizeof *out);
+        if (i < RUN_ANSWER)
+            feed(session, &next, 1, NULL);
+    }
+}
+
+static float expected_bytes[RUN_LOGITS * VOCABULARY], found_bytes[RUN_LOGITS * VOCABULARY];
+
+static void check_bytes(const char *pack, unsigned threads, uint64_t memory, size_t step)
+{
+    q3_engine *engine =
+        open_engine(pack, (q3_engine_options){.threads = threads, .memory = memory});
+    q3_session *session = create_session(engine);
+    memset(found_bytes, 0, sizeof found_bytes);
+    run_bytes(session, step, found_bytes);
+    assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+static void test_same_bytes(void **state)
+{
+    (void)state;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.threads = 1});
+    q3_session *session = create_session(engine);
+    run_bytes(session, 1000, expected_bytes);
+    static const size_t steps[] = {1, 7, 128, 150};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        run_bytes(session, steps[i], found_bytes);
+        assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+    }
+    const q3_engine_info info = *q3_engine_describe(engine);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+    check_bytes(zstd_pack, 2, 0, 1000);
+    check_bytes(zstd_pack, 3, 0, 5);
+    check_bytes(raw_pack, 1, 0, 1000);
+    check_bytes(raw_pack, 8, 0, 100);
+    const uint64_t slot = (info.memory.total - info.memory.minimum) / (LAYERS * (EXPERTS - 1));
+    static const uint64_t slots[] = {0, 6, 40};
+    for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
+        const uint64_t memory = info.memory.minimum + slots[i] * LAYERS * slot;
+        check_bytes(i % 2 ? raw_pack : zstd_pack, 1, memory, 1000);
+        check_bytes(i % 2 ? zstd_pack : raw_pack, 1, memory, 3);
+    }
+}
+
+// ---- memory ----
+
+static void test_budget(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.threads = 2});
+    const q3_engine_info all = *q3_engine_describe(engine);
+    q3_engine_close(engine);
+    const uint64_t experts_bytes = all.memory.experts;
+    assert_int_equal(experts_bytes, (uint64_t)LAYERS * EXPERTS * 3 * 16 * 128 * 2);
+    assert_int_equal(all.slots_min, EXPERTS);
+    assert_int_equal(all.slots_max, EXPERTS);
+    assert_int_equal(all.memory.kv_cache, (uint64_t)LAYERS * 2 * 2 * 4096 * 32 * sizeof(float));
+    assert_int_equal(all.memory.minimum + experts_bytes / EXPERTS * (EXPERTS - 1),
+                     all.memory.total);
+    q3_engine_options options = {.threads = 2, .memory = all.memory.minimum};
+    engine = open_engine(zstd_pack, options);
+    assert_int_equal(q3_engine_describe(engine)->slots_max, 1);
+    assert_int_equal(q3_engine_describe(engine)->memory.total, all.memory.minimum);
+    q3_engine_close(engine);
+    options.memory = all.memory.minimum + experts_bytes / EXPERTS * 5 - 1;
+    engine = open_engine(zstd_pack, options);
+    assert_int_equal(q3_engine_describe(engine)->slots_max, 5);
+    q3_engine_close(engine);
+    options.memory = all.memory.minimum - 1;
+    assert_false(q3_engine_open(zstd_pack, &options, &engine, &error));
+    assert_int_equal(error.code, Q3_REFUSED);
+    char expected[64];
+    snprintf(expected, sizeof expected, "at least %" PRIu64 ",%03" PRIu64 ",%03" PRIu64 " are",
+             all.memory.minimum / 1000000, all.memory.minimum / 1000 % 1000,
+             all.memory.minimum % 1000);
+    assert_non_null(strstr(error.message, expected));
+}
+
+static void test_counts(void **state)
+{
+    (void)state;
+    q3_engine *engine = open_engine(raw_pack, (q3_engine_options){.threads = 1});
+    q3_session *session = create_session(engine);
+    feed(session, (const uint32_t[]){282}, 1, NULL);
+    q3_engine_statistics counts = q3_engine_count(engine);
+    assert_int_equal(counts.tokens, 1);
+    assert_int_equal(counts.expert_hits, 0);
+    assert_int_equal(counts.expert_misses, LAYERS * TOP_K);
+    assert_int_equal(counts.expert_bytes, LAYERS * TOP_K * 3 * 16 * 128 * 2);
+    q3_session_truncate(session, 0);
+    feed(session, (const uint32_t[]){282}, 1, NULL);
+    counts = q3_engine_count(engine);
+    assert_int_equal(counts.tokens, 2);
+    assert_int_equal(counts.expert_hits, LAYERS * TOP_K);
+    assert_int_equal(counts.expert_misses, LAYERS * TOP_K);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+// ---- sessions ----
+
+static void test_limits(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_engine_options options = {.context = 4, .threads = 1};
+    q3_engine *engine = open_engine(zstd_pack, options);
+    q3_session *session = create_session(engine), *second;
+    const uint32_t ids[] = {282, 198, 447, 369, 256};
+    assert_false(q3_session_create(engine, &second, &error));
+    assert_int_equal(error.code, Q3_REFUSED);
+    assert_string_equal(error.message, "a session more than the 1 that the memory budget counts");
+    feed(session, ids, 2, NULL);
+    assert_false(q3_session_feed(session, ids, 3, NULL, &error));
+    assert_int_equal(error.code, Q3_USAGE);
+    assert_string_equal(error.message, "3 tokens after 2 do not fit a context of 4 tokens");
+    assert_int_equal(q3_session_length(session), 2);
+    assert_false(q3_session_feed(session, (const uint32_t[]){VOCABULARY}, 1, NULL, &error));
+    assert_int_equal(error.code, Q3_USAGE);
+    assert_string_equal(error.message, "token id 1536 is not in the vocabulary of 1536");
+    feed(session, ids + 2, 2, NULL);
+    assert_int_equal(q3_session_length(session), 4);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+    options.context = 4097;
+    assert_false(q3_engine_open(zstd_pack, &options, &engine, &error));
+    assert_int_equal(error.code, Q3_REFUSED);
+    char expected[800];
+    snprintf(expected, sizeof expected,
+             "%s: a context of 4097 tokens is more than the model's 4096", zstd_pack);
+    assert_string_equal(error.message, expected);
+}
+
+// A conversation of three turns that keeps its cache gives what one prompt gives.
+static void test_turns(void **state)
+{
+    (void)state;
+    static const char *const users[] = {"Tell me a story about a brave fox named Tom.",
+                                        "What is the fox's name?", "How much is 3 + 4?"};
+    q3_error error;
+    q3_tokenizer *tokenizer;
+    q3_ids whole = {0};
+    assert_ok(q3_tokenizer_open(zstd_pack, &tokenizer, &error));
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.sessions = 2});
+    q3_session *kept = create_session(engine), *fresh = create_session(engine);
+    for (unsigned turn = 0; turn < 3; turn++) {
+        const q3_bytes user = {(const uint8_t *)users[turn], strlen(users[turn])};
+        const size_t before = whole.count;
+        assert_ok(turn ? q3_chat_next(tokenizer, user, &whole, &error)
+                       : q3_chat_first(tokenizer, NULL, user, &whole, &error));
+        feed(kept, whole.ids + before, whole.count - before, NULL);
+        q3_session_truncate(fresh, 0);
+        feed(fresh, whole.ids, whole.count, NULL);
+        for (unsigned i = 0; i < 200; i++) {
+            assert_memory_equal(q3_session_logits(kept), q3_session_logits(fresh),
+                                VOCABULARY * sizeof(float));
+            const uint32_t id = greedy(kept);
+            if (id == 1402)
+                break;
+            assert_ok(q3_ids_append(&whole, id, &error));
+            feed(kept, &id, 1, NULL);
+            feed(fresh, &id, 1, NULL);
+        }
+        assert_true(whole.count - before > 20);
+    }
+    q3_session_destroy(fresh);
+    q3_session_destroy(kept);
+    q3_engine_close(engine);
+    q3_tokenizer_close(tokenizer);
+    q3_ids_free(&whole);
+}
+
+// ---- packs ----
+
+static int remove_packs(void **state)
+{
+    (void)state;
+    cJSON_Delete(reference);
+    q3_test_remove(directory);
+    free(raw_pack);
+    free(zstd_pack);
+    free(pool_path);
+    return 0;
+}
+
+static bool extract(const char *pack, q3_codec codec, q3_error *err)
+{
+    q3_extract_result result;
+    const q3_extract_options options = {
+        .model_directory = Q3_TEST_MODEL_DIR,
+        .pack_directory = pack,
+        .selection = {.components = "text"},
+        .codec = codec,
+        .jobs = 2,
+        .quiet = true,
+    };
+    return q3_extract(&options, &result, err);
+}
+
+// Not with q3_json_load: one of the tokenizer's texts has a NUL, which the strict reader refuses.
+static bool load_reference(q3_error *err)
+{
+    char *text;
+    size_t size;
+    if (!q3_file_load(Q3_TEST_REFERENCE, 64 << 20, &text, &size, err))
+        return false;
+    reference = cJSON_ParseWithLength(text, size);
+    free(text);
+    return reference != NULL || q3_fail(err, Q3_MALFORMED, "%s: not JSON", Q3_TEST_REFERENCE);
+}
+
+static int make_packs(void **state)
+{
+    (void)state;
+    q3_error err;
+    directory = q3_test_directory();
+    raw_pack = q3_test_path("%s/raw", directory);
+    zstd_pack = q3_test_path("%s/zstd", directory);
+    pool_path = q3_test_path("%s/pool.json", directory);
+    if (load_reference(&err) && extract(raw_pack, Q3_CODEC_RAW, &err) &&
+        extract(zstd_pack, Q3_CODEC_ZSTD, &err))
+        return 0;
+    print_error("%s\n", err.message);
+    remove_packs(state);
+    return -1;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prompts),    cmocka_unit_test(test_inside),
+        cmocka_unit_test(test_nll),        cmocka_unit_test(test_pools),
+        cmocka_unit_test(test_small_pool), cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_budget),     cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_limits),     cmocka_unit_test(test_turns),
+    };
+    return cmocka_run_group_tests(tests, make_packs, remove_packs);
+}

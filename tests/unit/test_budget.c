@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a memory budget is shared out, at the size of the real model.
+#include "budget.h"
+#include "support.h"
+
+#include <string.h>
+
+enum { LAYERS = 48, EXPERTS = 128, EXPERT_BYTES = 9437184 };
+
+static const q3_config config = {
+    .vocab_size = 152064,
+    .hidden_size = 2048,
+    .num_hidden_layers = LAYERS,
+    .num_attention_heads = 32,
+    .num_key_value_heads = 4,
+    .head_dim = 128,
+    .num_experts = EXPERTS,
+    .num_experts_per_tok = 8,
+    .moe_intermediate_size = 768,
+    .max_position_embeddings = 65536,
+    .norm_topk_prob = true,
+    .rms_norm_eps = 1e-6,
+    .rope_theta = 1e6,
+};
+
+static uint32_t pool_count[LAYERS], slots[LAYERS];
+static q3_memory_plan plan;
+
+static q3_budget_request make_request(void)
+{
+    for (unsigned i = 0; i < LAYERS; i++)
+        pool_count[i] = EXPERTS;
+    return (q3_budget_request){
+        .config = &config,
+        .pool_count = pool_count,
+        .dense_bytes = 2460000000,
+        .embedding_bytes = 4 << 20,
+        .pack_files = 6291,
+        .context = 4096,
+        .sessions = 1,
+        .threads = 2,
+        .available = UINT64_C(1) << 40,
+    };
+}
+
+static void all_fits(void **state)
+{
+    (void)state;
+    q3_error error;
+    const q3_budget_request request = make_request();
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    for (unsigned i = 0; i < LAYERS; i++)
+        assert_int_equal(slots[i], EXPERTS);
+    assert_int_equal(plan.experts, (uint64_t)LAYERS * EXPERTS * EXPERT_BYTES);
+    assert_int_equal(plan.kv_cache, (uint64_t)2 * LAYERS * 4 * 4096 * 128 * 4);
+    assert_int_equal(plan.budget, (UINT64_C(1) << 40) / 4 * 3);
+    assert_int_equal(plan.total, plan.process + plan.dense + plan.embedding + plan.kv_cache +
+                                     plan.scratch + plan.experts);
+}
+
+static void given_budget(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_budget_request request = make_request();
+    request.memory = UINT64_C(1) << 50;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    const uint64_t minimum = plan.minimum;
+    static const uint32_t wanted[] = {1, 2, 8, 48, 127, 128};
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        request.memory = minimum + (uint64_t)(wanted[i] - 1) * LAYERS * EXPERT_BYTES;
+        assert_true(q3_budget_make(&request, &plan, slots, &error));
+        assert_int_equal(slots[0], wanted[i]);
+        assert_int_equal(plan.total, request.memory);
+        request.memory += (uint64_t)LAYERS * EXPERT_BYTES - 1;
+        assert_true(q3_budget_make(&request, &plan, slots, &error));
+        assert_int_equal(slots[LAYERS - 1], wanted[i]);
+    }
+    request.memory = minimum - 1;
+    assert_false(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(error.code, Q3_REFUSED);
+}
+
+// Layers with few experts leave their share to the others.
+static void uneven_pools(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_budget_request request = make_request();
+    request.memory = UINT64_C(1) << 50;
+    for (unsigned i = 0; i < LAYERS; i += 2)
+        pool_count[i] = 8;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.experts, (uint64_t)LAYERS / 2 * (8 + EXPERTS) * EXPERT_BYTES);
+    request.memory = plan.total - 1;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(slots[0], 8);
+    assert_int_equal(slots[1], EXPERTS - 1);
+}
+
+static void what_is_available(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_budget_request request = make_request();
+    request.available = UINT64_C(20) << 30;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.budget, UINT64_C(15) << 30);
+    assert_true(plan.total <= plan.budget);
+    assert_true(plan.total + (uint64_t)LAYERS * EXPERT_BYTES > plan.budget);
+    // The least that works may take more than three quarters.
+    request.available = plan.minimum;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.budget, plan.minimum);
+    assert_int_equal(slots[0], 1);
+    request.available = plan.minimum - 1;
+    assert_false(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(error.code, Q3_REFUSED);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(all_fits),
+        cmocka_unit_test(given_budget),
+        cmocka_unit_test(uneven_pools),
+        cmocka_unit_test(what_is_available),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
