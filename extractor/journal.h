@@ -30,7 +30,7 @@ bool q3_journal_finish(q3_journal *journal, q3_error *err);
 // Makes what was recorded survive a crash of the machine.
 bool q3_journal_sync(q3_journal *journal, q3_error *err);
 
-enum { Q3_WHOLE_FILE = UINT32_MAX }; // in place of a shard's number
+#define Q3_WHOLE_FILE UINT32_MAX // in place of a shard's number
 
 // Was this file, or the piece of it that a shard gives, finished by an earlier run? Then its size
 // and root.
