@@ -20,6 +20,7 @@ static const char single_name[] = "model.safetensors";
 // One survey: what is known so far and whom to tell.
 typedef struct survey {
     q3_checkpoint *checkpoint;
+    bool headers_only;
     q3_problem_listener *listener;
     void *context;
     bool has_total;
@@ -28,18 +29,18 @@ typedef struct survey {
 } survey;
 
 // Tells the listener. False when it wants no more; *s->err is then the problem's error.
-static bool tell(survey *s, q3_problem_kind kind, const char *subject, enum q3_exit code,
-                 const char *format, ...) __attribute__((format(printf, 5, 6)));
+static bool tell(survey *s, q3_problem_kind kind, const char *subject, const char *shard,
+                 enum q3_exit code, const char *format, ...) __attribute__((format(printf, 6, 7)));
 
-static bool tell(survey *s, q3_problem_kind kind, const char *subject, enum q3_exit code,
-                 const char *format, ...)
+static bool tell(survey *s, q3_problem_kind kind, const char *subject, const char *shard,
+                 enum q3_exit code, const char *format, ...)
 {
     char text[2 * Q3_ERROR_MESSAGE_MAX];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    q3_problem problem = {.kind = kind, .subject = subject};
+    q3_problem problem = {.kind = kind, .subject = subject, .shard = shard};
     q3_fail(&problem.error, code, "%s", text);
     if (s->listener(s->context, &problem))
         return true;
@@ -208,17 +209,23 @@ static bool read_shard(survey *s, uint32_t number)
         size_t listed = 0;
         for (size_t i = 0; i < checkpoint->listed_count; i++)
             listed += checkpoint->listed[i].shard == number;
-        ok = tell(s, Q3_PROBLEM_SHARD_ABSENT, shard->name, Q3_INCOMPLETE,
+        ok = tell(s, Q3_PROBLEM_SHARD_ABSENT, shard->name, shard->name, Q3_INCOMPLETE,
                   "%s: the shard is absent; the index puts %zu tensors there", path, listed);
         goto done;
     }
     shard->present = true;
     if (!q3_safetensors_load(path, &header, &shard->size, &problem)) {
-        ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, (enum q3_exit)problem.code, "%s",
-                  problem.message);
+        ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, shard->name, (enum q3_exit)problem.code,
+                  "%s", problem.message);
         goto done;
     }
+    // Of a file cut short on purpose only what lies behind its header's word is wrong.
+    if ((!s->headers_only || shard->size > header.file_bytes) &&
+        !q3_safetensors_check_size(path, &header, shard->size, &problem))
+        ok =
+            tell(s, Q3_PROBLEM_SIZE, shard->name, shard->name, Q3_MALFORMED, "%s", problem.message);
     shard->read = true;
+    shard->file_bytes = header.file_bytes;
     shard->header_bytes = header.header_bytes;
     shard->header_hash = header.hash;
     for (size_t i = 0; ok && i < header.count; i++) {
@@ -228,10 +235,10 @@ static bool read_shard(survey *s, uint32_t number)
             bsearch(&(q3_listed_tensor){.name = name}, checkpoint->listed, checkpoint->listed_count,
                     sizeof *listed, compare_listed);
         if (!listed) {
-            ok = tell(s, Q3_PROBLEM_UNLISTED, name, Q3_MALFORMED,
+            ok = tell(s, Q3_PROBLEM_UNLISTED, name, shard->name, Q3_MALFORMED,
                       "%s: holds %s, which the index does not list", path, name);
         } else if (listed->shard != number) {
-            ok = tell(s, Q3_PROBLEM_ELSEWHERE, name, Q3_MALFORMED,
+            ok = tell(s, Q3_PROBLEM_ELSEWHERE, name, shard->name, Q3_MALFORMED,
                       "%s: holds %s, which the index gives to %s", path, name,
                       checkpoint->shards[listed->shard].name);
         } else {
@@ -270,7 +277,7 @@ static bool check_strays(survey *s)
         const char *name = entries[i]->d_name;
         if (ok && !bsearch(name, checkpoint->shards, checkpoint->shard_count,
                            sizeof *checkpoint->shards, compare_shard))
-            ok = tell(s, Q3_PROBLEM_UNLISTED, name, Q3_MALFORMED,
+            ok = tell(s, Q3_PROBLEM_UNLISTED, name, name, Q3_MALFORMED,
                       "%s/%s: a shard that the index does not name", checkpoint->directory, name);
         free(entries[i]);
     }
@@ -287,24 +294,28 @@ static bool check_found(survey *s)
         const q3_shard *shard = &checkpoint->shards[listed->shard];
         all_found = all_found && listed->found;
         if (!listed->found && shard->read &&
-            !tell(s, Q3_PROBLEM_SHARD_LACKS, listed->name, Q3_INCOMPLETE,
+            !tell(s, Q3_PROBLEM_SHARD_LACKS, listed->name, shard->name, Q3_INCOMPLETE,
                   "%s/%s: lacks %s, which the index puts there", checkpoint->directory, shard->name,
                   listed->name))
             return false;
     }
     // Without all the tensors the sum says nothing new.
     if (all_found && s->has_total && s->total != checkpoint->bytes)
-        return tell(s, Q3_PROBLEM_TOTAL, index_name, Q3_MISMATCH,
+        return tell(s, Q3_PROBLEM_TOTAL, index_name, NULL, Q3_MISMATCH,
                     "%s/%s: total_size is %" PRIu64 ", the tensors take %" PRIu64 " bytes",
                     checkpoint->directory, index_name, s->total, checkpoint->bytes);
     return true;
 }
 
-bool q3_checkpoint_survey(const char *directory, q3_problem_listener *listener, void *context,
-                          q3_checkpoint *checkpoint, q3_error *err)
+bool q3_checkpoint_survey(const char *directory, bool headers_only, q3_problem_listener *listener,
+                          void *context, q3_checkpoint *checkpoint, q3_error *err)
 {
     *checkpoint = (q3_checkpoint){0};
-    survey s = {.checkpoint = checkpoint, .listener = listener, .context = context, .err = err};
+    survey s = {.checkpoint = checkpoint,
+                .headers_only = headers_only,
+                .listener = listener,
+                .context = context,
+                .err = err};
     char *index = NULL, *single = NULL;
     checkpoint->directory = q3_format(err, "%s", directory);
     bool ok = checkpoint->directory && (index = q3_checkpoint_path(checkpoint, index_name, err)) &&
@@ -346,7 +357,7 @@ static bool only_total(void *context, const q3_problem *problem)
 
 bool q3_checkpoint_open(const char *directory, q3_checkpoint *checkpoint, q3_error *err)
 {
-    return q3_checkpoint_survey(directory, only_total, NULL, checkpoint, err);
+    return q3_checkpoint_survey(directory, false, only_total, NULL, checkpoint, err);
 }
 
 void q3_checkpoint_close(q3_checkpoint *checkpoint)

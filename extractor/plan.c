@@ -285,7 +285,7 @@ bool q3_plan_make(const char *model_directory, const q3_selection *selection, q3
     q3_json config = {0};
     char *path = NULL;
     bool ok =
-        q3_checkpoint_survey(model_directory, absent_shards_wait, NULL, &plan->checkpoint, err) &&
+        q3_checkpoint_survey(model_directory, false, absent_shards_wait, NULL, &plan->checkpoint, err) &&
         (path = q3_checkpoint_path(&plan->checkpoint, "config.json", err)) != NULL;
     if (ok && !q3_path_exists(path))
         ok = q3_fail(err, Q3_INCOMPLETE, "%s: no config.json", model_directory);
