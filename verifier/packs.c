@@ -17,7 +17,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { SLOTS_PER_THREAD = 8, COPY_BYTES_MAX = 256 << 20 };
+// Slots are small: what is read is each thread's own. So many that the others go on while one thread
+// reads the largest tensor.
+enum { SLOTS_PER_THREAD = 128, COPY_BYTES_MAX = 256 << 20 };
 
 // What a run of q3-extract that is ended leaves behind.
 static const char part_suffix[] = ".part", journal_name[] = "extract.journal";

@@ -5,6 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <xxhash.h>
+#ifdef Q3_XXHASH_DISPATCH
+// The same functions, each chosen at run time for the processor's vector instructions.
+#include <xxh_x86dispatch.h>
+#endif
 
 uint64_t q3_hash64(const void *data, size_t size)
 {
