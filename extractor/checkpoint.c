@@ -20,7 +20,7 @@ static const char single_name[] = "model.safetensors";
 // One survey: what is known so far and whom to tell.
 typedef struct survey {
     q3_checkpoint *checkpoint;
-    const char *headers; // of shards seen earlier, or NULL
+    q3_survey_options options;
     q3_problem_listener *listener;
     void *context;
     bool has_total;
@@ -29,18 +29,18 @@ typedef struct survey {
 } survey;
 
 // Tells the listener. False when it wants no more; *s->err is then the problem's error.
-static bool tell(survey *s, q3_problem_kind kind, const char *subject, enum q3_exit code,
-                 const char *format, ...) __attribute__((format(printf, 5, 6)));
+static bool tell(survey *s, q3_problem_kind kind, const char *subject, const char *shard,
+                 enum q3_exit code, const char *format, ...) __attribute__((format(printf, 6, 7)));
 
-static bool tell(survey *s, q3_problem_kind kind, const char *subject, enum q3_exit code,
-                 const char *format, ...)
+static bool tell(survey *s, q3_problem_kind kind, const char *subject, const char *shard,
+                 enum q3_exit code, const char *format, ...)
 {
     char text[2 * Q3_ERROR_MESSAGE_MAX];
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    q3_problem problem = {.kind = kind, .subject = subject};
+    q3_problem problem = {.kind = kind, .subject = subject, .shard = shard};
     q3_fail(&problem.error, code, "%s", text);
     if (s->listener(s->context, &problem))
         return true;
@@ -262,6 +262,7 @@ static bool take_header(survey *s, uint32_t number, const char *path, const q3_s
     q3_shard *shard = &checkpoint->shards[number];
     bool ok = true;
     shard->read = true;
+    shard->file_bytes = header->file_bytes;
     shard->header_bytes = header->header_bytes;
     shard->header_hash = header->hash;
     for (size_t i = 0; ok && i < header->count; i++) {
@@ -271,10 +272,10 @@ static bool take_header(survey *s, uint32_t number, const char *path, const q3_s
             bsearch(&(q3_listed_tensor){.name = name}, checkpoint->listed, checkpoint->listed_count,
                     sizeof *listed, compare_listed);
         if (!listed) {
-            ok = tell(s, Q3_PROBLEM_UNLISTED, name, Q3_MALFORMED,
+            ok = tell(s, Q3_PROBLEM_UNLISTED, name, shard->name, Q3_MALFORMED,
                       "%s: holds %s, which the index does not list", path, name);
         } else if (listed->shard != number) {
-            ok = tell(s, Q3_PROBLEM_ELSEWHERE, name, Q3_MALFORMED,
+            ok = tell(s, Q3_PROBLEM_ELSEWHERE, name, shard->name, Q3_MALFORMED,
                       "%s: holds %s, which the index gives to %s", path, name,
                       checkpoint->shards[listed->shard].name);
         } else {
@@ -295,7 +296,8 @@ static bool tell_absent(survey *s, uint32_t number, const char *path)
     size_t listed = 0;
     for (size_t i = 0; i < checkpoint->listed_count; i++)
         listed += checkpoint->listed[i].shard == number;
-    return tell(s, Q3_PROBLEM_SHARD_ABSENT, checkpoint->shards[number].name, Q3_INCOMPLETE,
+    return tell(s, Q3_PROBLEM_SHARD_ABSENT, checkpoint->shards[number].name,
+                checkpoint->shards[number].name, Q3_INCOMPLETE,
                 "%s: the shard is absent; the index puts %zu tensors there", path, listed);
 }
 
@@ -306,8 +308,8 @@ static bool read_shard(survey *s, uint32_t number)
     q3_error problem;
     bool ok = true;
     char *path = q3_checkpoint_path(s->checkpoint, shard->name, s->err);
-    char *saved = path && s->headers ? saved_path(s->headers, shard, s->err) : NULL;
-    if (!path || (s->headers && !saved)) {
+    char *saved = path && s->options.headers ? saved_path(s->options.headers, shard, s->err) : NULL;
+    if (!path || (s->options.headers && !saved)) {
         free(path);
         return false;
     }
@@ -315,11 +317,16 @@ static bool read_shard(survey *s, uint32_t number)
     if (shard->present) {
         const bool loaded = q3_safetensors_load(path, &header, &shard->size, &problem);
         shard->unreadable = !loaded && problem.code == Q3_FAILED;
-        if (loaded)
-            ok = take_header(s, number, path, &header);
-        else
-            ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, (enum q3_exit)problem.code, "%s",
+        // Of a file cut short on purpose only what lies behind its header's word is wrong.
+        if (loaded && (!s->options.headers_only || shard->size > header.file_bytes) &&
+            !q3_safetensors_check_size(path, &header, shard->size, &problem))
+            ok = tell(s, Q3_PROBLEM_SIZE, shard->name, shard->name, Q3_MALFORMED, "%s",
                       problem.message);
+        if (loaded)
+            ok = ok && take_header(s, number, path, &header);
+        else
+            ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, shard->name, (enum q3_exit)problem.code,
+                      "%s", problem.message);
     } else if (saved && q3_path_exists(saved)) {
         ok = load_saved(saved, &header, &shard->size, s->err) &&
              take_header(s, number, path, &header);
@@ -353,7 +360,7 @@ static bool check_strays(survey *s)
         const char *name = entries[i]->d_name;
         if (ok && !bsearch(name, checkpoint->shards, checkpoint->shard_count,
                            sizeof *checkpoint->shards, compare_shard))
-            ok = tell(s, Q3_PROBLEM_UNLISTED, name, Q3_MALFORMED,
+            ok = tell(s, Q3_PROBLEM_UNLISTED, name, name, Q3_MALFORMED,
                       "%s/%s: a shard that the index does not name", checkpoint->directory, name);
         free(entries[i]);
     }
@@ -370,25 +377,26 @@ static bool check_found(survey *s)
         const q3_shard *shard = &checkpoint->shards[listed->shard];
         all_found = all_found && listed->found;
         if (!listed->found && shard->read &&
-            !tell(s, Q3_PROBLEM_SHARD_LACKS, listed->name, Q3_INCOMPLETE,
+            !tell(s, Q3_PROBLEM_SHARD_LACKS, listed->name, shard->name, Q3_INCOMPLETE,
                   "%s/%s: lacks %s, which the index puts there", checkpoint->directory, shard->name,
                   listed->name))
             return false;
     }
     // Without all the tensors the sum says nothing new.
     if (all_found && s->has_total && s->total != checkpoint->bytes)
-        return tell(s, Q3_PROBLEM_TOTAL, index_name, Q3_MISMATCH,
+        return tell(s, Q3_PROBLEM_TOTAL, index_name, NULL, Q3_MISMATCH,
                     "%s/%s: total_size is %" PRIu64 ", the tensors take %" PRIu64 " bytes",
                     checkpoint->directory, index_name, s->total, checkpoint->bytes);
     return true;
 }
 
-bool q3_checkpoint_survey(const char *directory, const char *headers, q3_problem_listener *listener,
-                          void *context, q3_checkpoint *checkpoint, q3_error *err)
+bool q3_checkpoint_survey(const char *directory, const q3_survey_options *options,
+                          q3_problem_listener *listener, void *context, q3_checkpoint *checkpoint,
+                          q3_error *err)
 {
     *checkpoint = (q3_checkpoint){0};
     survey s = {.checkpoint = checkpoint,
-                .headers = headers,
+                .options = options ? *options : (q3_survey_options){0},
                 .listener = listener,
                 .context = context,
                 .err = err};

@@ -285,7 +285,8 @@ bool q3_plan_make(const char *model_directory, const char *headers, const q3_sel
     *plan = (q3_plan){0};
     q3_json config = {0};
     char *path = NULL;
-    bool ok = q3_checkpoint_survey(model_directory, headers, absent_shards_wait, NULL,
+    const q3_survey_options options = {.headers = headers};
+    bool ok = q3_checkpoint_survey(model_directory, &options, absent_shards_wait, NULL,
                                    &plan->checkpoint, err) &&
               (path = q3_checkpoint_path(&plan->checkpoint, "config.json", err)) != NULL;
     if (ok && !q3_path_exists(path))

@@ -165,18 +165,17 @@ static bool read_back(const q3_pack_writer *writer, q3_hash128 root, q3_error *e
     q3_pack pack;
     if (!q3_pack_open(writer->output.part_path, &pack, err))
         return false;
-    uint8_t *stored = q3_alloc(q3_pack_longest_frame(&pack), 1, err);
-    bool ok = stored && (q3_hash128_equal(pack.root, root) ||
-                         q3_fail(err, Q3_FAILED, "%s: the disk gives back another directory",
-                                 writer->output.part_path));
-    for (uint32_t i = 0; ok && i < pack.frame_count; i++) {
-        const q3_frame *frame = &pack.frames[i];
-        ok = q3_file_read(&pack.file, frame->offset, stored, frame->stored_bytes, err) &&
-             (q3_hash64(stored, frame->stored_bytes) == frame->hash ||
-              q3_fail(err, Q3_FAILED, "%s: the disk gives back other bytes at %" PRIu64,
-                      writer->output.part_path, frame->offset));
-    }
-    ok = ok && q3_pack_check_padding(&pack, err);
+    bool ok = (q3_hash128_equal(pack.root, root) ||
+               q3_fail(err, Q3_FAILED, "%s: the disk gives back another directory",
+                       writer->output.part_path)) &&
+              q3_pack_check_lead(&pack, err);
+    uint8_t *stored = NULL;
+    size_t capacity = 0;
+    for (uint32_t t = 0; ok && t < pack.tensor_count; t++)
+        for (uint32_t f = 0; ok && f < pack.tensors[t].frame_count; f++)
+            ok = q3_grow(&stored, &capacity, (size_t)q3_pack_span(&pack, &pack.tensors[t], f), 1,
+                         err) &&
+                 q3_pack_check_frame(&pack, &pack.tensors[t], f, stored, err);
     // Whoever reads the file next reads it from the disk; the memory is for others meanwhile.
     posix_fadvise(pack.file.fd, 0, 0, POSIX_FADV_DONTNEED);
     free(stored);
