@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLOTS_PER_JOB = 8, COPY_BYTES_MAX = 256 << 20 };
+// Frames under way: enough to keep all threads at work while one waits for the disk, and 64 MiB.
+enum { SLOTS_PER_JOB = 32, SLOTS_MAX = 128, COPY_BYTES_MAX = 256 << 20 };
 
 // One frame on its way.
 typedef struct frame_slot {
@@ -218,8 +219,10 @@ static bool encode_frame(void *context, void *slot_memory, unsigned worker, q3_e
     const q3_stored_tensor *from = x->order[slot->file]->tensors[slot->tensor];
     const uint64_t at = from->offset + (uint64_t)slot->frame * q3_frame_cut(&from->tensor);
     slot->codec = x->options->codec;
+    const q3_tensor *tensor = &from->tensor;
+    const uint64_t row = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 0;
     if (!q3_file_read(&x->shards[from->shard], at, slot->raw, slot->raw_bytes, err) ||
-        !q3_codec_encode(x->coders[worker], &slot->codec, from->tensor.dtype, slot->raw,
+        !q3_codec_encode(x->coders[worker], &slot->codec, tensor->dtype, row, slot->raw,
                          slot->raw_bytes, slot->stored, &slot->stored_bytes, err))
         return false;
     slot->hash = q3_hash64(slot->stored, slot->stored_bytes);
@@ -372,7 +375,7 @@ static bool stream_frames(extraction *x, q3_error *err)
         ok = (x->coders[i] = q3_coder_create(err)) != NULL;
     const q3_stream stream = {
         .context = x,
-        .slots = (size_t)x->jobs * SLOTS_PER_JOB,
+        .slots = x->jobs < SLOTS_MAX / SLOTS_PER_JOB ? x->jobs * SLOTS_PER_JOB : SLOTS_MAX,
         .slot_bytes = sizeof(frame_slot),
         .next = next_frame,
         .work = encode_frame,

@@ -223,11 +223,29 @@ static bool write_fully(int fd, const char *path, uint64_t offset, const void *d
     return true;
 }
 
+// Both calls are advice: what they cannot do, the sync at the end does.
+static void write_behind(q3_output *output)
+{
+    const off_t window = 8 << 20;
+    while (output->size - output->flushed >= (uint64_t)window) {
+        const off_t at = (off_t)output->flushed;
+        sync_file_range(output->fd, at, window, SYNC_FILE_RANGE_WRITE);
+        if (at >= window) {
+            sync_file_range(output->fd, at - window, window,
+                            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                SYNC_FILE_RANGE_WAIT_AFTER);
+            posix_fadvise(output->fd, at - window, window, POSIX_FADV_DONTNEED);
+        }
+        output->flushed += (uint64_t)window;
+    }
+}
+
 bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err)
 {
     if (!write_fully(output->fd, output->part_path, output->size, data, size, err))
         return false;
     output->size += size;
+    write_behind(output);
     return true;
 }
 

@@ -51,13 +51,16 @@ bool q3_directory_sync(const char *path, q3_error *err);
 typedef struct q3_output {
     int fd;
     char *path, *part_path;
-    uint64_t size; // bytes appended so far
+    uint64_t size;    // bytes appended so far
+    uint64_t flushed; // of those, on their way to the disk already
 } q3_output;
 
 // Starts a file. A left-over .part file is replaced; an existing final file stays as it is until
 // publishing replaces it.
 bool q3_output_create(const char *path, q3_output *output, q3_error *err);
-// Writes at the end, or over what was appended before.
+// Writes at the end, or over what was appended before. Large files go to the disk as they grow and
+// leave the page cache again: the sync at the end has little left to do, and the memory of the
+// machine stays with those who use it.
 bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err);
 bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, size_t size,
                         q3_error *err);

@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "codec.h"
 
+#include "bitplane.h"
 #include "split_zstd.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const names[] = {[Q3_CODEC_RAW] = "raw", [Q3_CODEC_ZSTD] = "zstd"};
+static const char *const names[] = {
+    [Q3_CODEC_RAW] = "raw",
+    [Q3_CODEC_ZSTD] = "zstd",
+    [Q3_CODEC_BITPLANE] = "bitplane",
+};
 
 enum { CODECS = sizeof names / sizeof *names };
 
@@ -32,11 +37,16 @@ bool q3_codec_takes(q3_codec codec, q3_dtype dtype)
 
 struct q3_coder {
     q3_split_zstd zstd;
+    q3_bitplane bitplane;
+    bool streaming;
 };
 
 q3_coder *q3_coder_create(q3_error *err)
 {
-    return q3_alloc_zeroed(1, sizeof(q3_coder), err);
+    q3_coder *coder = q3_alloc_zeroed(1, sizeof(q3_coder), err);
+    if (coder)
+        q3_bitplane_init(&coder->bitplane);
+    return coder;
 }
 
 void q3_coder_destroy(q3_coder *coder)
@@ -44,14 +54,26 @@ void q3_coder_destroy(q3_coder *coder)
     if (!coder)
         return;
     q3_split_zstd_free(&coder->zstd);
+    q3_bitplane_free(&coder->bitplane);
     free(coder);
 }
 
-bool q3_codec_encode(q3_coder *coder, q3_codec *codec, q3_dtype dtype, const void *raw,
-                     size_t raw_bytes, void *stored, size_t *stored_bytes, q3_error *err)
+void q3_coder_set_streaming(q3_coder *coder, bool streaming)
 {
-    if (*codec == Q3_CODEC_ZSTD && q3_codec_takes(*codec, dtype)) {
-        if (!q3_split_zstd_encode(&coder->zstd, raw, raw_bytes, stored, stored_bytes, err))
+    coder->streaming = streaming;
+}
+
+bool q3_codec_encode(q3_coder *coder, q3_codec *codec, q3_dtype dtype, uint64_t row,
+                     const void *raw, size_t raw_bytes, void *stored, size_t *stored_bytes,
+                     q3_error *err)
+{
+    if (*codec != Q3_CODEC_RAW && q3_codec_takes(*codec, dtype)) {
+        const bool ok =
+            *codec == Q3_CODEC_ZSTD
+                ? q3_split_zstd_encode(&coder->zstd, raw, raw_bytes, stored, stored_bytes, err)
+                : q3_bitplane_encode(&coder->bitplane, raw, raw_bytes, row, stored, stored_bytes,
+                                     err);
+        if (!ok)
             return false;
         if (*stored_bytes < raw_bytes)
             return true;
@@ -74,6 +96,9 @@ bool q3_codec_decode(q3_coder *coder, q3_codec codec, const void *stored, size_t
         return true;
     case Q3_CODEC_ZSTD:
         return q3_split_zstd_decode(&coder->zstd, stored, stored_bytes, raw, raw_bytes, err);
+    case Q3_CODEC_BITPLANE:
+        return q3_bitplane_decode(&coder->bitplane, stored, stored_bytes, raw, raw_bytes,
+                                  coder->streaming, err);
     }
     return q3_fail(err, Q3_MALFORMED, "unknown codec %u", (unsigned)codec);
 }

@@ -63,7 +63,7 @@ static size_t mutate(uint8_t *data, size_t size, const input *other, uint64_t *r
     switch (below(random, 8)) {
     case 0:
         if (at < size)
-            data[at] ^= (uint8_t)(1u << below(random, 8));
+            data[at] = (uint8_t)(data[at] ^ 1u << below(random, 8));
         return size;
     case 1:
         if (at < size)
