@@ -9,7 +9,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-static const char *components = "text", *layers, *experts, *codec = "zstd";
+static const char *components = "text", *layers, *experts, *codec = "bitplane";
 static uint64_t jobs;
 static bool dry_run, quiet, json;
 
@@ -52,7 +52,8 @@ static bool print_plan(const q3_plan *plan, q3_error *err)
             if (sums[i].files)
                 print_row(q3_component_name((q3_component)i), &sums[i]);
         print_row("total", &all);
-        printf("pack files: %s bytes as raw, at most that as zstd; %zu small files are copied\n",
+        printf("pack files: %s bytes as raw, at most that in other codecs; %zu small files are "
+               "copied\n",
                q3_grouped(plan->raw_size, text), plan->copy_count);
         return true;
     }
@@ -161,9 +162,10 @@ static const q3_option options[] = {
      .help = "only these experts of each layer, such as 0-7,12"},
     {.name = "codec",
      .kind = Q3_OPTION_CHOICE,
-     .value_name = "raw|zstd",
+     .value_name = Q3_CODEC_CHOICES,
      .target = &codec,
-     .help = "how frames are stored: zstd (the default) or raw"},
+     .help = "how frames are stored: bitplane (the default, fastest to read), zstd, raw, or for "
+             "each frame whichever is smallest"},
     {.name = "jobs",
      .letter = 'j',
      .kind = Q3_OPTION_NUMBER,

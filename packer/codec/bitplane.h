@@ -2,7 +2,7 @@
 //
 // Codec 2, bit planes: the exponents of bf16 weights in a prefix code of fixed shape that is stored
 // as bit planes, 64 weights at a time, so that a group decodes with a few bit operations and byte
-// shuffles and without a chain that depends on the data. BITPLANE.md defines it to the bit.
+// shuffles and without a chain that depends on the data. FORMAT.md defines it to the bit.
 //
 // The plain C version is the reference; the processor's level (base/cpu.h) chooses a faster one.
 // All versions store the same bytes and recover the same bytes, or refuse.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The plain C encoder and decoder of bit-plane groups: the reference. It follows BITPLANE.md step
+// The plain C encoder and decoder of bit-plane groups: the reference. It follows FORMAT.md step
 // by step and checks every read by itself.
 #include "bitplane_kernels.h"
 

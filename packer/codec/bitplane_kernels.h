@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Between the layout of a bit-plane frame (bitplane.c) and the loops over its groups, of which
-// there is one version for each level of processor. BITPLANE.md defines the words used here.
+// there is one version for each level of processor. FORMAT.md defines the words used here.
 #ifndef Q3_CODEC_BITPLANE_KERNELS_H
 #define Q3_CODEC_BITPLANE_KERNELS_H
 

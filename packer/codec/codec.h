@@ -13,11 +13,17 @@ typedef enum q3_codec {
     Q3_CODEC_RAW = 0,  // the bytes as they are
     Q3_CODEC_ZSTD = 1, // bf16 only: sign and mantissa as they are, exponents as Huffman-only zstd
     Q3_CODEC_BITPLANE = 2, // bf16 only: the same, exponents as planes of bits
+    Q3_CODEC_AUTO = 255,   // only to be asked for: whichever of the above makes a frame smallest
 } q3_codec;
 
-// "raw", "zstd", "bitplane"; NULL for a number that is no codec.
+// For an option `--codec` of kind Q3_OPTION_CHOICE.
+#define Q3_CODEC_CHOICES "raw|zstd|bitplane|auto"
+
+// "raw", "zstd", "bitplane", "auto"; NULL for a number that is none of them.
 const char *q3_codec_name(unsigned codec);
 bool q3_codec_parse(const char *name, q3_codec *codec);
+// Is it one that a frame can be stored with?
+bool q3_codec_is_stored(unsigned codec);
 
 // Can this codec be asked to store elements of this type? Raw stores all.
 bool q3_codec_takes(q3_codec codec, q3_dtype dtype);

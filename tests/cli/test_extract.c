@@ -66,8 +66,8 @@ static void check_unpacked(const char *pack, const char *jobs)
 static void test_round_trip(void **state)
 {
     (void)state;
-    static const char *const codecs[] = {"raw", "zstd"};
-    for (size_t i = 0; i < 2; i++) {
+    static const char *const codecs[] = {"raw", "zstd", "bitplane", "auto"};
+    for (size_t i = 0; i < 4; i++) {
         char *one = extract_all("one", codecs[i], "1"), *four = extract_all("four", codecs[i], "4");
         char *again = extract_all("again", codecs[i], "2");
         q3_test_trees_equal(one, four);
@@ -144,7 +144,7 @@ static void test_what_is_printed(void **state)
         "text               27        75          1,271,296\n"
         "talker              1        79            110,144\n"
         "total              28       154          1,381,440\n"
-        "pack files: 1,765,376 bytes as raw, at most that as zstd; 5 small files are copied\n");
+        "pack files: 1,765,376 bytes as raw, at most that in other codecs; 5 small files are copied\n");
     assert_int_equal(plan.code, 0);
     assert_int_not_equal(access(pack, F_OK), 0); // a dry run writes nothing
     q3_test_result_free(&plan);
@@ -235,7 +235,7 @@ static void test_interrupted(void **state)
         // Another request is refused, and named.
         expected =
             q3_test_path("q3-extract: %s/extract.journal: an unfinished extraction was asked "
-                         "for otherwise: before \"codec zstd\", now \"codec raw\"\n",
+                         "for otherwise: before \"codec bitplane\", now \"codec raw\"\n",
                          cut);
         q3_test_expect(
             q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, cut, "--codec", "raw", NULL), 6,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The bit-plane codec: every level of this processor against plain C, and plain C against a decoder
-// that reads BITPLANE.md literally, one bit at a time. Buffers end where memory that cannot be
+// that reads FORMAT.md literally, one bit at a time. Buffers end where memory that cannot be
 // touched begins.
 #include "base/cpu.h"
 #include "base/hash.h"
@@ -66,7 +66,7 @@ static int tear_down(void **state)
     return 0;
 }
 
-// ---- BITPLANE.md, literally ----
+// ---- FORMAT.md, literally ----
 
 static unsigned next_bit(const uint8_t *stream, size_t *cursor)
 {

@@ -98,7 +98,7 @@ bitplane_read_long(const uint8_t *planes, const uint8_t *frame, bitplane_cursors
 
 // Reads the group whose planes are at `planes`. Moves all cursors but that of the escapes.
 //
-// The sum p + 2q + 2c + d0 + 2 d1 + f0 + 2 f1 + 4 f2 of BITPLANE.md is built bit by bit as its
+// The sum p + 2q + 2c + d0 + 2 d1 + f0 + 2 f1 + 4 f2 of FORMAT.md is built bit by bit as its
 // parts come, which needs the fewest registers. It is 5 before d is added and 8 before f is.
 static inline __attribute__((always_inline)) bitplane_indices
 bitplane_read_group(const uint8_t *planes, const uint8_t *frame, bitplane_cursors *at)
