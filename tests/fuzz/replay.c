@@ -70,8 +70,9 @@ static size_t mutate(uint8_t *data, size_t size, const input *other, uint64_t *r
             data[at] = (uint8_t)next_random(random);
         return size;
     case 2: // a little-endian number in place
-        for (size_t i = 0, number = below(random, 2) ? next_random(random) : 0; i < inside; i++)
-            data[at + i] = i < 8 ? (uint8_t)(number >> 8 * i) : 0xff;
+        for (size_t i = 0, number = below(random, 2) ? (size_t)next_random(random) : 0; i < inside;
+             i++)
+            data[at + i] = (uint8_t)(i < 8 ? number >> 8 * i : 0xff);
         return size;
     case 3: // cut out
         memmove(data + at, data + at + inside, size - at - inside);
