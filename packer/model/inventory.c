@@ -110,6 +110,12 @@ bool q3_inventory_add(q3_inventory *inventory, q3_component component, q3_part p
     if (!pattern->name || !parse_ranges(pattern, err))
         return false;
     for (unsigned i = 0; i < rank; i++) {
+        // Every term is looked up: a long expression would take as long as it likes.
+        const size_t length = strlen(dimensions[i]);
+        if (length >= DIMENSION_TEXT_MAX)
+            return q3_fail(err, Q3_MALFORMED,
+                           "%s: expected dimensions of at most %d bytes, found %zu", name,
+                           DIMENSION_TEXT_MAX - 1, length);
         pattern->dimension[i] = q3_format(err, "%s", dimensions[i]);
         if (!pattern->dimension[i])
             return false;
