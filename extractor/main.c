@@ -185,6 +185,7 @@ static const q3_option options[] = {
      .target = &quiet,
      .help = "print nothing but errors"},
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &json, .help = "print results as JSON"},
+    Q3_CPU_OPTION,
 };
 
 static const q3_command command = {

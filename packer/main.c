@@ -275,6 +275,7 @@ static const q3_option unpack_options[] = {
      .kind = Q3_OPTION_FLAG,
      .target = &quiet,
      .help = "print nothing but errors"},
+    Q3_CPU_OPTION,
 };
 
 static const q3_command commands[] = {

@@ -83,6 +83,25 @@ static void test_round_trip(void **state)
     }
 }
 
+// Encoded without any special instructions, the same bytes.
+static void test_processor_levels(void **state)
+{
+    (void)state;
+    char *best = extract_all("best", "bitplane", "2"), *plain = q3_test_path("%s/plain", directory);
+    q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, plain, "--components",
+                               "all", "--cpu", "c", "--quiet", NULL),
+                   0, "");
+    q3_test_trees_equal(best, plain);
+    q3_test_expect(
+        q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, plain, "--cpu", "sse", NULL), 2,
+        "q3-extract: --cpu: expected one of c|avx2|avx512, found \"sse\" (see q3-extract "
+        "--help)\n");
+    q3_test_remove_tree(best);
+    q3_test_remove_tree(plain);
+    free(best);
+    free(plain);
+}
+
 static void test_everything_accounted_for(void **state)
 {
     (void)state;
@@ -138,13 +157,12 @@ static void test_what_is_printed(void **state)
         q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--dry-run", "--layers", "0-1",
                     "--experts", "0-7,12", "--components", "text,talker", NULL);
     assert_string_equal(plan.err, "");
-    assert_string_equal(
-        plan.out,
-        "component       files   tensors              bytes\n"
-        "text               27        75          1,271,296\n"
-        "talker              1        79            110,144\n"
-        "total              28       154          1,381,440\n"
-        "pack files: 1,765,376 bytes as raw, at most that in other codecs; 5 small files are copied\n");
+    assert_string_equal(plan.out, "component       files   tensors              bytes\n"
+                                  "text               27        75          1,271,296\n"
+                                  "talker              1        79            110,144\n"
+                                  "total              28       154          1,381,440\n"
+                                  "pack files: 1,765,376 bytes as raw, at most that in other "
+                                  "codecs; 5 small files are copied\n");
     assert_int_equal(plan.code, 0);
     assert_int_not_equal(access(pack, F_OK), 0); // a dry run writes nothing
     q3_test_result_free(&plan);
@@ -257,6 +275,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_processor_levels),
         cmocka_unit_test(test_everything_accounted_for),
         cmocka_unit_test(test_what_is_printed),
         cmocka_unit_test(test_interrupted),
