@@ -24,6 +24,7 @@ typedef struct survey {
     void *context;
     bool has_total;
     uint64_t total; // that the index states
+    size_t *listed; // how many tensors the index puts in each shard
     q3_error *err;
 } survey;
 
@@ -205,11 +206,9 @@ static bool read_shard(survey *s, uint32_t number)
     q3_safetensors header = {0};
     q3_error problem;
     if (!q3_path_exists(path)) {
-        size_t listed = 0;
-        for (size_t i = 0; i < checkpoint->listed_count; i++)
-            listed += checkpoint->listed[i].shard == number;
         ok = tell(s, Q3_PROBLEM_SHARD_ABSENT, shard->name, Q3_INCOMPLETE,
-                  "%s: the shard is absent; the index puts %zu tensors there", path, listed);
+                  "%s: the shard is absent; the index puts %zu tensors there", path,
+                  s->listed[number]);
         goto done;
     }
     shard->present = true;
@@ -322,8 +321,11 @@ bool q3_checkpoint_survey(const char *directory, q3_problem_listener *listener, 
     if (ok) {
         checkpoint->tensors =
             q3_alloc_zeroed(checkpoint->listed_count, sizeof *checkpoint->tensors, err);
-        ok = checkpoint->tensors != NULL;
+        s.listed = q3_alloc_zeroed(checkpoint->shard_count, sizeof *s.listed, err);
+        ok = checkpoint->tensors && s.listed;
     }
+    for (size_t i = 0; ok && i < checkpoint->listed_count; i++)
+        s.listed[checkpoint->listed[i].shard]++;
     for (uint32_t i = 0; ok && i < checkpoint->shard_count; i++)
         ok = read_shard(&s, i);
     if (ok) {
@@ -331,6 +333,7 @@ bool q3_checkpoint_survey(const char *directory, q3_problem_listener *listener, 
               compare_stored);
         ok = check_strays(&s) && check_found(&s);
     }
+    free(s.listed);
     free(index);
     free(single);
     if (!ok)
