@@ -44,8 +44,7 @@ static bool check_metadata(const q3_json *json, const cJSON *metadata, q3_error 
 }
 
 // One entry of the header: {"dtype": …, "shape": […], "data_offsets": [begin, end]}.
-static bool parse_entry(const q3_json *json, const cJSON *entry, uint64_t data_bytes,
-                        q3_safetensor *to, q3_error *err)
+static bool parse_entry(const q3_json *json, const cJSON *entry, q3_safetensor *to, q3_error *err)
 {
     const uint64_t integer_max = UINT64_C(1) << 53;
     q3_tensor *tensor = &to->tensor;
@@ -75,7 +74,7 @@ static bool parse_entry(const q3_json *json, const cJSON *entry, uint64_t data_b
     if (cJSON_GetArraySize(offsets) != 2)
         return q3_json_fail(json, offsets, Q3_MALFORMED, err, "expected two offsets");
     for (int i = 0; i < 2; i++)
-        if (!q3_json_item_u64(json, cJSON_GetArrayItem(offsets, i), 0, data_bytes, &bound[i], err))
+        if (!q3_json_item_u64(json, cJSON_GetArrayItem(offsets, i), 0, integer_max, &bound[i], err))
             return false;
     if (bound[0] > bound[1])
         return q3_json_fail(json, offsets, Q3_MALFORMED, err,
@@ -100,8 +99,7 @@ static int compare_offsets(const void *a, const void *b)
     return (x->tensor.bytes > y->tensor.bytes) - (x->tensor.bytes < y->tensor.bytes);
 }
 
-static bool parse_entries(const q3_json *json, uint64_t data_bytes, q3_safetensors *st,
-                          q3_error *err)
+static bool parse_entries(const q3_json *json, q3_safetensors *st, q3_error *err)
 {
     const size_t members = (size_t)cJSON_GetArraySize(json->root);
     st->tensors = q3_alloc_zeroed(members, sizeof *st->tensors, err);
@@ -121,7 +119,7 @@ static bool parse_entries(const q3_json *json, uint64_t data_bytes, q3_safetenso
                                 "expected a name of 1 to %d bytes, found %zu", Q3_NAME_MAX - 1,
                                 strlen(entry->string));
         q3_safetensor *to = &st->tensors[st->count];
-        if (!parse_entry(json, entry, data_bytes, to, err))
+        if (!parse_entry(json, entry, to, err))
             return false;
         st->names[st->count] = q3_format(err, "%s", entry->string);
         if (!st->names[st->count])
@@ -140,10 +138,7 @@ static bool parse_entries(const q3_json *json, uint64_t data_bytes, q3_safetenso
         end += tensor->tensor.bytes;
         tensor->offset += st->header_bytes;
     }
-    if (end != data_bytes)
-        return q3_fail(err, Q3_MALFORMED,
-                       "%s: the tensors take %" PRIu64 " bytes, the file holds %" PRIu64,
-                       json->name, end, data_bytes);
+    st->file_bytes = st->header_bytes + end;
     return true;
 }
 
@@ -163,12 +158,20 @@ bool q3_safetensors_parse(const char *name, q3_bytes head, uint64_t size, q3_saf
     st->header_bytes = LENGTH_BYTES + length;
     st->hash = q3_hash128_of(head.data, (size_t)st->header_bytes);
     q3_json json;
-    bool ok = q3_json_parse(name, text, &json, err) &&
-              parse_entries(&json, size - st->header_bytes, st, err);
+    bool ok = q3_json_parse(name, text, &json, err) && parse_entries(&json, st, err);
     q3_json_free(&json);
     if (!ok)
         q3_safetensors_free(st);
     return ok;
+}
+
+bool q3_safetensors_check_size(const char *name, const q3_safetensors *st, uint64_t size,
+                               q3_error *err)
+{
+    return st->file_bytes == size ||
+           q3_fail(err, Q3_MALFORMED,
+                   "%s: the header describes a file of %" PRIu64 " bytes, found %" PRIu64, name,
+                   st->file_bytes, size);
 }
 
 bool q3_safetensors_load(const char *path, q3_safetensors *st, uint64_t *size, q3_error *err)

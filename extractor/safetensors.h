@@ -25,14 +25,17 @@ typedef struct q3_safetensors {
     size_t count;
     char **names;
     uint64_t header_bytes; // 8 + the JSON's length: where the data begin
+    uint64_t file_bytes;   // of the file that the header describes: where the data end
     q3_hash128 hash;       // of the first header_bytes bytes
 } q3_safetensors;
 
-// Parses a header from the file's first bytes, for a file of `size` bytes that messages call
-// `name`.
+// Parses a header from the first bytes of a file of `size` bytes that messages call `name`. The
+// file may be shorter or longer than the header says: q3_safetensors_check_size compares.
 bool q3_safetensors_parse(const char *name, q3_bytes head, uint64_t size,
                           q3_safetensors *safetensors, q3_error *err);
-// Reads the header of a file; *size receives the file's size.
+bool q3_safetensors_check_size(const char *name, const q3_safetensors *safetensors, uint64_t size,
+                               q3_error *err);
+// Reads the header of a file; *size receives the file's size, to be checked as above.
 bool q3_safetensors_load(const char *path, q3_safetensors *safetensors, uint64_t *size,
                          q3_error *err);
 void q3_safetensors_free(q3_safetensors *safetensors); // a zeroed one is fine

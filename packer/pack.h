@@ -79,9 +79,18 @@ bool q3_pack_check_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_
 // The largest stored_bytes of the pack's frames: how much scratch the two above need.
 size_t q3_pack_longest_frame(const q3_pack *pack);
 
-// Reads everything that no frame covers and checks that it is zero: with every frame and tensor
-// hash checked too, no byte of the file is unaccounted for.
-bool q3_pack_check_padding(const q3_pack *pack, q3_error *err);
+// Checking a file to the last byte, in the order in which it lies on the disk: the padding before
+// the first frame, then each frame with the padding behind it, in one read. With header, directory
+// and tensor hashes checked too, no byte is unaccounted for.
+bool q3_pack_check_lead(const q3_pack *pack, q3_error *err);
+// Checks a frame's hash, and that what lies between it and the next one (or the end) is zero.
+// `stored` has room for q3_pack_span bytes and receives the stored bytes.
+uint64_t q3_pack_span(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t frame);
+bool q3_pack_check_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t frame,
+                         void *stored, q3_error *err);
+// Decodes a frame's stored bytes, which have been checked, to raw.
+bool q3_pack_decode_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t frame,
+                          q3_coder *coder, const void *stored, void *raw, q3_error *err);
 
 // ---- writing ----
 
@@ -103,7 +112,8 @@ bool q3_pack_writer_create(const char *path, const q3_tensor *tensors, uint32_t 
 // is made of; stored is what encoding it gave.
 bool q3_pack_writer_add(q3_pack_writer *writer, q3_codec codec, const void *raw, size_t raw_bytes,
                         const void *stored, size_t stored_bytes, uint64_t hash, q3_error *err);
-// Writes header and directory, syncs, renames. The writer is gone afterwards, whatever happens.
+// Writes header and directory, syncs, reads all of it back from the disk and checks every hash,
+// renames. The writer is gone afterwards, whatever happens.
 bool q3_pack_writer_publish(q3_pack_writer *writer, uint64_t *size, q3_hash128 *root,
                             q3_error *err);
 // Gives up and removes what was written; NULL is fine.

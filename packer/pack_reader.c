@@ -275,29 +275,41 @@ const q3_pack_tensor *q3_pack_find(const q3_pack *pack, const char *name)
     return NULL;
 }
 
-bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
-                        q3_coder *coder, void *stored, void *raw, q3_error *err)
+static bool check_hash(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                       const void *stored, q3_error *err)
 {
     const q3_frame *frame = &pack->frames[tensor->first_frame + index];
-    // Raw frames need no second buffer.
-    void *target = frame->codec == Q3_CODEC_RAW ? raw : stored;
-    if (!q3_file_read(&pack->file, frame->offset, target, frame->stored_bytes, err))
-        return false;
-    const uint64_t hash = q3_hash64(target, frame->stored_bytes);
-    if (hash != frame->hash)
-        return q3_fail(err, Q3_MALFORMED,
-                       "%s: %s: frame %" PRIu32 " at %" PRIu64 " is damaged: expected hash "
-                       "%016" PRIx64 ", found %016" PRIx64,
-                       pack->file.path, tensor->tensor.name, index, frame->offset, frame->hash,
-                       hash);
-    if (frame->codec == Q3_CODEC_RAW)
+    const uint64_t hash = q3_hash64(stored, frame->stored_bytes);
+    if (hash == frame->hash)
         return true;
+    return q3_fail(err, Q3_MALFORMED,
+                   "%s: %s: frame %" PRIu32 " at %" PRIu64 " is damaged: expected hash "
+                   "%016" PRIx64 ", found %016" PRIx64,
+                   pack->file.path, tensor->tensor.name, index, frame->offset, frame->hash, hash);
+}
+
+bool q3_pack_decode_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                          q3_coder *coder, const void *stored, void *raw, q3_error *err)
+{
+    const q3_frame *frame = &pack->frames[tensor->first_frame + index];
     q3_error reason;
     if (q3_codec_decode(coder, frame->codec, stored, frame->stored_bytes, raw, frame->raw_bytes,
                         &reason))
         return true;
     return q3_fail(err, (enum q3_exit)reason.code, "%s: %s: frame %" PRIu32 ": %s", pack->file.path,
                    tensor->tensor.name, index, reason.message);
+}
+
+bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                        q3_coder *coder, void *stored, void *raw, q3_error *err)
+{
+    const q3_frame *frame = &pack->frames[tensor->first_frame + index];
+    // Raw frames need no second buffer.
+    const bool is_raw = frame->codec == Q3_CODEC_RAW;
+    void *target = is_raw ? raw : stored;
+    return q3_file_read(&pack->file, frame->offset, target, frame->stored_bytes, err) &&
+           check_hash(pack, tensor, index, target, err) &&
+           (is_raw || q3_pack_decode_frame(pack, tensor, index, coder, stored, raw, err));
 }
 
 bool q3_pack_read_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_coder *coder,
@@ -331,33 +343,53 @@ size_t q3_pack_longest_frame(const q3_pack *pack)
     return longest;
 }
 
-static bool check_zero(const q3_pack *pack, uint64_t from, uint64_t to, q3_error *err)
+// The bytes from `at` of the file on.
+static bool check_zero(const q3_pack *pack, uint64_t at, const uint8_t *data, size_t size,
+                       q3_error *err)
 {
-    uint8_t block[4096];
-    while (from < to) {
-        const size_t size = to - from < sizeof block ? (size_t)(to - from) : sizeof block;
-        if (!q3_file_read(&pack->file, from, block, size, err))
-            return false;
-        for (size_t i = 0; i < size; i++)
-            if (block[i])
-                return q3_fail(err, Q3_MALFORMED,
-                               "%s: byte %" PRIu64 " is padding, expected 0, found %u",
-                               pack->file.path, from + i, block[i]);
-        from += size;
-    }
-    return true;
+    if (q3_all_zero(data, size))
+        return true;
+    size_t first = 0;
+    while (data[first] == 0)
+        first++;
+    return q3_fail(err, Q3_MALFORMED, "%s: byte %" PRIu64 " is padding, expected 0, found %u",
+                   pack->file.path, at + first, data[first]);
 }
 
-bool q3_pack_check_padding(const q3_pack *pack, q3_error *err)
+bool q3_pack_check_lead(const q3_pack *pack, q3_error *err)
 {
     uint64_t names = 0;
     for (uint32_t i = 0; i < pack->tensor_count; i++)
         names += strlen(pack->tensors[i].tensor.name);
-    uint64_t end = q3_pack_head_bytes(pack->tensor_count, pack->frame_count, names);
-    for (uint32_t i = 0; i < pack->frame_count; i++) {
-        if (!check_zero(pack, end, pack->frames[i].offset, err))
+    uint64_t at = q3_pack_head_bytes(pack->tensor_count, pack->frame_count, names);
+    const uint64_t end = pack->frame_count ? pack->frames[0].offset : pack->size;
+    uint8_t block[4096];
+    while (at < end) {
+        const size_t size = end - at < sizeof block ? (size_t)(end - at) : sizeof block;
+        if (!q3_file_read(&pack->file, at, block, size, err) ||
+            !check_zero(pack, at, block, size, err))
             return false;
-        end = pack->frames[i].offset + pack->frames[i].stored_bytes;
+        at += size;
     }
-    return check_zero(pack, end, pack->size, err);
+    return true;
+}
+
+uint64_t q3_pack_span(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index)
+{
+    const uint32_t frame = tensor->first_frame + index;
+    const uint64_t end =
+        frame + 1 < pack->frame_count ? pack->frames[frame + 1].offset : pack->size;
+    return end - pack->frames[frame].offset;
+}
+
+bool q3_pack_check_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                         void *stored, q3_error *err)
+{
+    const q3_frame *frame = &pack->frames[tensor->first_frame + index];
+    const size_t span = (size_t)q3_pack_span(pack, tensor, index);
+    return q3_file_read(&pack->file, frame->offset, stored, span, err) &&
+           check_hash(pack, tensor, index, stored, err) &&
+           check_zero(pack, frame->offset + frame->stored_bytes,
+                      (const uint8_t *)stored + frame->stored_bytes, span - frame->stored_bytes,
+                      err);
 }

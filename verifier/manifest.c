@@ -2,6 +2,7 @@
 #include "manifest.h"
 
 #include "base/bytes.h"
+#include "base/file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@ enum {
     // Those who use a manifest hold all its names in memory.
     TENSORS_MAX = 1 << 20,
     VALUES_MAX = 1024,
+    SHARDS_MAX = 10000,
 };
 
 static const uint64_t json_integer_max = UINT64_C(1) << 53;
@@ -43,8 +45,24 @@ q3_totals q3_manifest_totals(const q3_manifest *manifest, const bool scope[Q3_CO
 void q3_manifest_free(q3_manifest *manifest)
 {
     q3_inventory_free(&manifest->inventory);
+    for (size_t i = 0; i < manifest->shard_count; i++)
+        free(manifest->shards[i].name);
+    free(manifest->shards);
     free(manifest->model_type);
     *manifest = (q3_manifest){0};
+}
+
+bool q3_manifest_add_shard(q3_manifest *manifest, const char *name, uint64_t bytes,
+                           const uint8_t sha256[Q3_SHA256_BYTES], q3_error *err)
+{
+    if (!q3_grow(&manifest->shards, &manifest->shard_capacity, manifest->shard_count + 1,
+                 sizeof *manifest->shards, err))
+        return false;
+    q3_manifest_shard *shard = &manifest->shards[manifest->shard_count];
+    *shard = (q3_manifest_shard){.name = q3_format(err, "%s", name), .bytes = bytes};
+    memcpy(shard->sha256, sha256, Q3_SHA256_BYTES);
+    manifest->shard_count += shard->name != NULL;
+    return shard->name != NULL;
 }
 
 bool q3_manifest_derive(const q3_json *config, q3_manifest *manifest, q3_error *err)
@@ -70,6 +88,21 @@ static void write_totals(q3_json_writer *writer, q3_totals totals)
     q3_json_put_u64(writer, "tensors", totals.tensors);
     q3_json_put_u64(writer, "parameters", totals.parameters);
     q3_json_put_u64(writer, "bytes", totals.bytes);
+}
+
+static void write_shards(q3_json_writer *writer, const q3_manifest *manifest)
+{
+    char text[Q3_SHA256_TEXT];
+    q3_json_begin_array(writer, "shards");
+    for (size_t i = 0; i < manifest->shard_count; i++) {
+        q3_json_inline(writer);
+        q3_json_begin_object(writer, NULL);
+        q3_json_put_string(writer, "name", manifest->shards[i].name);
+        q3_json_put_u64(writer, "bytes", manifest->shards[i].bytes);
+        q3_json_put_string(writer, "sha256", q3_sha256_text(manifest->shards[i].sha256, text));
+        q3_json_end_object(writer);
+    }
+    q3_json_end_array(writer);
 }
 
 static void write_pattern(q3_json_writer *writer, const q3_pattern *pattern, q3_dtype dtype)
@@ -124,6 +157,8 @@ bool q3_manifest_write(const q3_manifest *manifest, q3_json_writer *writer, q3_e
     q3_json_begin_object(writer, "totals");
     write_totals(writer, q3_manifest_totals(manifest, manifest->inventory.has_component));
     q3_json_end_object(writer);
+    if (manifest->shard_count)
+        write_shards(writer, manifest);
     q3_json_begin_array(writer, "components");
     for (unsigned i = 0; i < Q3_COMPONENTS; i++)
         if (manifest->inventory.has_component[i])
@@ -388,10 +423,44 @@ static bool read_component(const q3_json *json, const cJSON *object, q3_manifest
     return check_totals(json, object, q3_manifest_totals(manifest, scope), err);
 }
 
+static bool read_shards(const q3_json *json, q3_manifest *manifest, q3_error *err)
+{
+    static const char *const keys[] = {"name", "bytes", "sha256", NULL};
+    const cJSON *shards, *item;
+    if (!q3_json_array(json, json->root, "shards", &shards, err))
+        return false;
+    if (!shards->child || cJSON_GetArraySize(shards) > SHARDS_MAX)
+        return q3_json_fail(json, shards, Q3_MALFORMED, err, "expected 1 to %d shards, found %d",
+                            SHARDS_MAX, cJSON_GetArraySize(shards));
+    cJSON_ArrayForEach(item, shards)
+    {
+        const char *name, *text;
+        uint64_t bytes;
+        uint8_t sha256[Q3_SHA256_BYTES];
+        if (!q3_json_string(json, item, "name", &name, err) || !check_keys(json, item, keys, err) ||
+            !q3_json_u64(json, item, "bytes", 1, json_integer_max, &bytes, err) ||
+            !q3_json_string(json, item, "sha256", &text, err))
+            return false;
+        if (!q3_safe_file_name(name))
+            return q3_json_fail(json, q3_json_find(item, "name"), Q3_MALFORMED, err,
+                                "\"%s\" cannot be the name of a shard", name);
+        if (manifest->shard_count &&
+            strcmp(manifest->shards[manifest->shard_count - 1].name, name) >= 0)
+            return q3_json_fail(json, q3_json_find(item, "name"), Q3_MALFORMED, err,
+                                "expected shards sorted by name and each once, found \"%s\"", name);
+        if (!q3_sha256_parse(text, sha256))
+            return q3_json_fail(json, q3_json_find(item, "sha256"), Q3_MALFORMED, err,
+                                "expected 64 lower-case hexadecimal digits, found \"%s\"", text);
+        if (!q3_manifest_add_shard(manifest, name, bytes, sha256, err))
+            return false;
+    }
+    return true;
+}
+
 static bool read_manifest(const q3_json *json, q3_manifest *manifest, q3_error *err)
 {
-    static const char *const keys[] = {"format", "version",    "model_type", "dtype",
-                                       "totals", "components", NULL};
+    static const char *const keys[] = {"format", "version", "model_type", "dtype",
+                                       "totals", "shards",  "components", NULL};
     static const char *const total_keys[] = {"tensors", "parameters", "bytes", NULL};
     const char *format, *type;
     uint32_t version;
@@ -408,6 +477,7 @@ static bool read_manifest(const q3_json *json, q3_manifest *manifest, q3_error *
         !read_dtype(json, json->root, &manifest->dtype, err) ||
         !q3_json_object(json, json->root, "totals", &totals, err) ||
         !check_keys(json, totals, total_keys, err) ||
+        (q3_json_find(json->root, "shards") && !read_shards(json, manifest, err)) ||
         !q3_json_array(json, json->root, "components", &components, err))
         return false;
     if (!is_identifier(type))

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "packs.h"
 
+#include "base/interrupt.h"
 #include "base/progress.h"
+#include "base/text.h"
 #include "base/workers.h"
 #include "checkpoint.h"
 #include "set.h"
@@ -9,12 +11,15 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-enum { SLOTS_PER_THREAD = 4, COPY_BYTES_MAX = 256 << 20 };
+// Slots are small: what is read is each thread's own. So many that the others go on while one
+// thread reads the largest tensor.
+enum { SLOTS_PER_THREAD = 128, COPY_BYTES_MAX = 256 << 20 };
 
 // What a run of q3-extract that is ended leaves behind.
 static const char part_suffix[] = ".part", journal_name[] = "extract.journal";
@@ -25,37 +30,46 @@ typedef struct source {
     q3_file *shards; // open where the pack needs them and they are sound
 } source;
 
-// One pack file under way. It is opened by `next` and closed when its last item is committed.
+// One pack file under way. The first of its items to be worked on opens it, the commit of the last
+// one closes it.
 typedef struct reading {
     size_t number; // of the file in the set
     const q3_set_file *file;
     char path[Q3_PLACE_PATH_MAX]; // inside the directory
+    pthread_mutex_t opening;
+    bool tried; // to open it
     q3_pack pack;
     bool opened;
-    bool meant;                       // it is the file that pack.json means
-    q3_error problem;                 // when it is not opened or not meant
+    bool meant;       // it is the file that pack.json means
+    q3_error problem; // when it is not opened or not meant
+    bool lead_sound;  // the padding before the first frame
+    q3_error lead_problem;
     const q3_stored_tensor **sources; // for each tensor, or NULL: nothing to compare with
 } reading;
 
-typedef enum item_kind {
-    ITEM_FILE,    // a pack file has been opened, or could not be
-    ITEM_FRAME,   // one frame of a tensor
-    ITEM_NOTHING, // a tensor without bytes
-    ITEM_PADDING, // what lies between the frames; the last of a file
-} item_kind;
-
+// One tensor of a pack file, or a file of which no tensor is looked at.
 typedef struct item {
-    item_kind kind;
     reading *reading;
-    uint32_t tensor, frame;
+    uint32_t tensor;
+    bool has_tensor, first, last; // of the file's items
+    // What the work found.
+    q3_error *problems; // of frames and the padding behind them, in order
+    size_t problem_count, problem_capacity;
+    q3_hash128 hash; // of the raw bytes, where all frames decoded
+    bool hashed;
+    q3_error source_problem;
+    bool source_unreadable;
+    uint64_t differing, at;  // bytes that differ from the source, and where the first lies
+    uint8_t expected, found; // its values
+} item;
+
+// Each thread's own.
+typedef struct scratch {
+    q3_coder *coder;
+    q3_hasher *hasher;
     uint8_t *stored, *raw, *original;
     size_t stored_capacity, raw_capacity, original_capacity;
-    // What the work found.
-    bool sound, comparable;
-    q3_error problem, source_problem;
-    uint64_t differing, first; // bytes that differ from the source, and where the first lies
-    uint8_t expected, found;   // its values
-} item;
+} scratch;
 
 typedef struct check {
     const q3_set *set;
@@ -63,18 +77,14 @@ typedef struct check {
     q3_findings *report;
     q3_inventory inventory; // of the copied configuration
     source *source;         // NULL without one
-    q3_coder **coders;      // one a worker
-    q3_hasher *hasher;
-    bool *seen; // by ordinal of the inventory
+    scratch *scratch;       // one a worker
+    bool *seen;             // by ordinal of the inventory
+    bool *taken;            // by tensor, in the order of the set: it is in the sample
     // Where `next` stands.
-    size_t next_file;
-    reading **readings; // for each file of the set, NULL unless under way
+    size_t next_file, taken_at; // taken_at: the place of the current file's first tensor in `taken`
+    reading **readings;         // for each file of the set, NULL unless under way
     reading *current;
-    uint32_t next_tensor, next_frame;
-    // The tensor whose frames are being committed.
-    bool tensor_sound;
-    uint64_t differing, first;
-    uint8_t expected, found;
+    uint32_t next_tensor;
     // What pack.json says a component holds is compared with these.
     q3_set_component held[Q3_COMPONENTS];
     bool all_sound[Q3_COMPONENTS];
@@ -95,33 +105,54 @@ static const char *pattern_name(const check *c, const char *tensor)
     return pattern ? pattern->name : NULL;
 }
 
-// ---- the stream: opening files and handing out frames ----
+// ---- the stream: handing out tensors ----
 
-static bool open_next(check *c, q3_error *err)
+// The next tensor of the current file that is looked at, from `from` on; tensor_count when none is.
+static uint32_t find_taken(const check *c, uint32_t from)
 {
-    const size_t number = c->next_file++;
-    const q3_set_file *file = &c->set->files[number];
-    reading *r = q3_alloc_zeroed(1, sizeof *r, err);
-    if (!r)
-        return false;
-    c->readings[number] = c->current = r;
-    c->next_tensor = c->next_frame = 0;
-    r->number = number;
-    r->file = file;
-    r->pack.file.fd = -1;
-    q3_place_path(&file->place, r->path);
-    r->opened = r->meant = q3_set_open_pack(c->set, file, &r->pack, &r->problem);
-    if (!r->opened && r->problem.code == Q3_MALFORMED) {
-        // Perhaps a sound file, but another one. What it says of itself can be checked then.
-        q3_error ignored;
-        char *path = q3_set_path(c->set, r->path, err);
-        if (!path)
-            return false;
-        r->opened = q3_pack_open(path, &r->pack, &ignored);
-        free(path);
+    const uint32_t count = c->current->file->tensor_count;
+    while (from < count && !c->taken[c->taken_at + from])
+        from++;
+    return from;
+}
+
+static int next_item(void *context, void *slot, q3_error *err)
+{
+    check *c = context;
+    item *next = slot;
+    next->first = !c->current;
+    if (!c->current) {
+        if (c->next_file == c->set->file_count)
+            return 0;
+        const size_t number = c->next_file++;
+        reading *r = q3_alloc_zeroed(1, sizeof *r, err);
+        if (!r)
+            return -1;
+        c->readings[number] = c->current = r;
+        r->number = number;
+        r->file = &c->set->files[number];
+        r->pack.file.fd = -1;
+        pthread_mutex_init(&r->opening, NULL);
+        q3_place_path(&r->file->place, r->path);
+        c->next_tensor = find_taken(c, 0);
     }
-    if (!r->opened || !c->source)
-        return true;
+    const uint32_t count = c->current->file->tensor_count;
+    next->reading = c->current;
+    next->tensor = c->next_tensor;
+    next->has_tensor = c->next_tensor < count;
+    c->next_tensor = next->has_tensor ? find_taken(c, c->next_tensor + 1) : count;
+    next->last = c->next_tensor == count;
+    if (next->last) {
+        c->taken_at += count;
+        c->current = NULL;
+    }
+    return 1;
+}
+
+// ---- the stream: reading and comparing, on all threads ----
+
+static bool find_sources(const check *c, reading *r, q3_error *err)
+{
     r->sources = q3_alloc_zeroed(r->pack.tensor_count, sizeof *r->sources, err);
     for (uint32_t t = 0; r->sources && t < r->pack.tensor_count; t++) {
         const q3_tensor *tensor = &r->pack.tensors[t].tensor;
@@ -135,6 +166,25 @@ static bool open_next(check *c, q3_error *err)
     return r->sources != NULL;
 }
 
+static bool open_reading(const check *c, reading *r, q3_error *err)
+{
+    r->tried = true;
+    r->opened = r->meant = q3_set_open_pack(c->set, r->file, &r->pack, &r->problem);
+    if (!r->opened && r->problem.code == Q3_MALFORMED) {
+        // Perhaps a sound file, but another one. What it says of itself can be checked then.
+        q3_error ignored;
+        char *path = q3_set_path(c->set, r->path, err);
+        if (!path)
+            return false;
+        r->opened = q3_pack_open(path, &r->pack, &ignored);
+        free(path);
+    }
+    r->lead_sound = !r->opened || q3_pack_check_lead(&r->pack, &r->lead_problem);
+    const bool ok = !r->opened || !c->source || find_sources(c, r, err);
+    r->opened = r->opened && ok;
+    return ok;
+}
+
 static void close_reading(check *c, size_t number)
 {
     reading *r = c->readings[number];
@@ -142,56 +192,85 @@ static void close_reading(check *c, size_t number)
         return;
     c->readings[number] = NULL;
     q3_pack_close(&r->pack);
+    pthread_mutex_destroy(&r->opening);
     free(r->sources);
     free(r);
 }
 
-static int next_item(void *context, void *slot, q3_error *err)
+static bool add_problem(item *at, const q3_error *problem, q3_error *err)
 {
-    check *c = context;
-    item *next = slot;
-    if (!c->current) {
-        if (c->next_file == c->set->file_count)
-            return 0;
-        if (!open_next(c, err))
-            return -1;
-        next->kind = ITEM_FILE;
-        next->reading = c->current;
-        if (!c->current->opened)
-            c->current = NULL;
-        return 1;
-    }
-    reading *r = c->current;
-    next->reading = r;
-    if (c->next_tensor == r->pack.tensor_count) {
-        next->kind = ITEM_PADDING;
-        c->current = NULL;
-        return 1;
-    }
-    const q3_pack_tensor *tensor = &r->pack.tensors[c->next_tensor];
-    next->tensor = c->next_tensor;
-    next->frame = c->next_frame++;
-    next->kind = tensor->frame_count ? ITEM_FRAME : ITEM_NOTHING;
-    if (c->next_frame >= tensor->frame_count) {
-        c->next_tensor++;
-        c->next_frame = 0;
-    }
-    return 1;
+    if (!q3_grow(&at->problems, &at->problem_capacity, at->problem_count + 1, sizeof *at->problems,
+                 err))
+        return false;
+    at->problems[at->problem_count++] = *problem;
+    return true;
 }
 
-// ---- the stream: reading and comparing, on all threads ----
-
-static void compare_bytes(item *at, size_t size)
+// The raw bytes of one frame against the source's.
+static bool compare_frame(const check *c, item *at, uint32_t number, const uint8_t *raw,
+                          size_t size, scratch *own, q3_error *err)
 {
-    at->differing = 0;
-    if (memcmp(at->raw, at->original, size) == 0)
-        return;
+    const q3_stored_tensor *original = at->reading->sources[at->tensor];
+    const uint64_t offset = (uint64_t)number * at->reading->pack.tensors[at->tensor].frame_bytes;
+    if (!original || at->source_unreadable)
+        return true;
+    if (!q3_grow(&own->original, &own->original_capacity, size, 1, err))
+        return false;
+    if (!q3_file_read(&c->source->shards[original->shard], original->offset + offset, own->original,
+                      size, &at->source_problem)) {
+        at->source_unreadable = true;
+        return true;
+    }
+    if (memcmp(raw, own->original, size) == 0)
+        return true;
     for (size_t i = 0; i < size; i++)
-        if (at->raw[i] != at->original[i] && at->differing++ == 0) {
-            at->first = i;
-            at->expected = at->original[i];
-            at->found = at->raw[i];
+        if (raw[i] != own->original[i] && at->differing++ == 0) {
+            at->at = offset + i;
+            at->expected = own->original[i];
+            at->found = raw[i];
         }
+    return true;
+}
+
+static bool work_tensor(const check *c, item *at, scratch *own, q3_error *err)
+{
+    const q3_pack *pack = &at->reading->pack;
+    const q3_pack_tensor *tensor = &pack->tensors[at->tensor];
+    const bool decodes = c->options->deep || c->source;
+    at->problem_count = 0;
+    at->source_unreadable = false;
+    at->differing = 0;
+    q3_hasher_reset(own->hasher);
+    for (uint32_t i = 0; i < tensor->frame_count; i++) {
+        const q3_frame *frame = &pack->frames[tensor->first_frame + i];
+        q3_error problem;
+        if (!q3_check_interrupt(err) ||
+            !q3_grow(&own->stored, &own->stored_capacity, (size_t)q3_pack_span(pack, tensor, i), 1,
+                     err) ||
+            !q3_grow(&own->raw, &own->raw_capacity, frame->raw_bytes, 1, err))
+            return false;
+        const uint8_t *raw = own->stored;
+        bool sound = q3_pack_check_frame(pack, tensor, i, own->stored, &problem);
+        if (sound && decodes && frame->codec != Q3_CODEC_RAW) {
+            raw = own->raw;
+            sound =
+                q3_pack_decode_frame(pack, tensor, i, own->coder, own->stored, own->raw, &problem);
+        }
+        if (!sound) {
+            if (!add_problem(at, &problem, err))
+                return false;
+            continue;
+        }
+        if (!decodes)
+            continue;
+        q3_hasher_update(own->hasher, raw, frame->raw_bytes);
+        if (c->source && !compare_frame(c, at, i, raw, frame->raw_bytes, own, err))
+            return false;
+    }
+    at->hashed = decodes && at->problem_count == 0;
+    if (at->hashed)
+        at->hash = q3_hasher_finish(own->hasher);
+    return true;
 }
 
 static bool work_item(void *context, void *slot, unsigned worker, q3_error *err)
@@ -199,30 +278,12 @@ static bool work_item(void *context, void *slot, unsigned worker, q3_error *err)
     const check *c = context;
     item *at = slot;
     reading *r = at->reading;
-    at->comparable = false;
-    if (at->kind == ITEM_PADDING)
-        at->sound = q3_pack_check_padding(&r->pack, &at->problem);
-    if (at->kind != ITEM_FRAME)
-        return true;
-    const q3_pack_tensor *tensor = &r->pack.tensors[at->tensor];
-    const q3_frame *frame = &r->pack.frames[tensor->first_frame + at->frame];
-    if (!q3_grow(&at->stored, &at->stored_capacity, frame->stored_bytes, 1, err) ||
-        !q3_grow(&at->raw, &at->raw_capacity, frame->raw_bytes, 1, err))
-        return false;
-    at->sound = q3_pack_read_frame(&r->pack, tensor, at->frame, c->coders[worker], at->stored,
-                                   at->raw, &at->problem);
-    const q3_stored_tensor *original = r->sources ? r->sources[at->tensor] : NULL;
-    if (!at->sound || !original)
-        return true;
-    if (!q3_grow(&at->original, &at->original_capacity, frame->raw_bytes, 1, err))
-        return false;
-    at->comparable = true;
-    at->source_problem.code = Q3_DONE;
-    if (q3_file_read(&c->source->shards[original->shard],
-                     original->offset + (uint64_t)at->frame * tensor->frame_bytes, at->original,
-                     frame->raw_bytes, &at->source_problem))
-        compare_bytes(at, frame->raw_bytes);
-    return true;
+    pthread_mutex_lock(&r->opening);
+    const bool ok = r->tried || open_reading(c, r, err);
+    pthread_mutex_unlock(&r->opening);
+    if (!ok || !r->opened || !at->has_tensor || at->tensor >= r->pack.tensor_count)
+        return ok;
+    return work_tensor(c, at, &c->scratch[worker], err);
 }
 
 // ---- the stream: findings, in order ----
@@ -240,6 +301,7 @@ static bool commit_place(check *c, const reading *r, const q3_tensor *tensor, q3
                                r->path, tensor->name);
     }
     finding.group = pattern->name;
+    finding.detail = "in a file where they do not belong";
     if (c->seen[ordinal]) {
         finding.kind = Q3_FINDING_DUPLICATE;
         return q3_findings_add(c->report, &finding, err, "%s: holds %s, which has been seen before",
@@ -270,6 +332,12 @@ static bool commit_source(check *c, const reading *r, uint32_t number, q3_error 
     if (!stored) {
         const q3_listed_tensor *listed = q3_checkpoint_listed(checkpoint, tensor->name);
         const q3_shard *shard = listed ? &checkpoint->shards[listed->shard] : NULL;
+        if (shard && shard->unreadable) {
+            finding.kind = Q3_FINDING_UNREADABLE;
+            return q3_findings_add(c->report, &finding, err,
+                                   "%s: %s: not compared: %s could not be read", r->path,
+                                   tensor->name, shard->name);
+        }
         return q3_findings_add(c->report, &finding, err,
                                "%s: %s: the source does not have it: %s %s", r->path, tensor->name,
                                shard ? shard->name : "its index",
@@ -303,93 +371,74 @@ static bool commit_source(check *c, const reading *r, uint32_t number, q3_error 
                            tensor->name, expected, found);
 }
 
-static bool begin_tensor(check *c, const item *at, q3_error *err)
+// The file itself, and what its directory says, whether its tensors are in the sample or not.
+static bool commit_file(check *c, const reading *r, q3_error *err)
 {
-    const reading *r = at->reading;
-    const q3_tensor *tensor = &r->pack.tensors[at->tensor].tensor;
-    q3_hasher_reset(c->hasher);
-    c->tensor_sound = true;
-    c->differing = 0;
-    c->held[r->file->place.component].tensors++;
-    c->held[r->file->place.component].bytes += tensor->bytes;
-    return commit_place(c, r, tensor, err) && (!c->source || commit_source(c, r, at->tensor, err));
+    if (!r->meant) {
+        c->all_sound[r->file->place.component] = false;
+        if (!q3_findings_add(c->report,
+                             &(q3_finding){.kind = kind_of(&r->problem), .file = r->path}, err,
+                             "%s", r->problem.message))
+            return false;
+    }
+    if (!r->opened)
+        return true;
+    if (!r->lead_sound &&
+        !q3_findings_add(c->report,
+                         &(q3_finding){.kind = kind_of(&r->lead_problem), .file = r->path}, err,
+                         "%s", r->lead_problem.message))
+        return false;
+    for (uint32_t t = 0; t < r->pack.tensor_count; t++) {
+        const q3_tensor *tensor = &r->pack.tensors[t].tensor;
+        c->held[r->file->place.component].tensors++;
+        c->held[r->file->place.component].bytes += tensor->bytes;
+        if (!commit_place(c, r, tensor, err) || (c->source && !commit_source(c, r, t, err)))
+            return false;
+    }
+    return true;
 }
 
-static bool end_tensor(check *c, const item *at, q3_error *err)
+static bool commit_tensor(check *c, const item *at, q3_error *err)
 {
     const reading *r = at->reading;
     const q3_pack_tensor *entry = &r->pack.tensors[at->tensor];
     const char *name = entry->tensor.name;
     char expected[Q3_HASH_TEXT], found[Q3_HASH_TEXT];
-    q3_finding finding = {.kind = Q3_FINDING_DAMAGED,
-                          .tensor = name,
-                          .file = r->path,
-                          .expected = expected,
-                          .found = found,
-                          .group = pattern_name(c, name)};
-    if (c->tensor_sound) {
-        const q3_hash128 hash = q3_hasher_finish(c->hasher);
+    q3_finding finding = {
+        .tensor = name, .file = r->path, .group = pattern_name(c, name), .detail = "damaged"};
+    for (size_t i = 0; i < at->problem_count; i++) {
+        finding.kind = kind_of(&at->problems[i]);
+        if (!q3_findings_add(c->report, &finding, err, "%s", at->problems[i].message))
+            return false;
+    }
+    finding.kind = Q3_FINDING_DAMAGED;
+    finding.expected = expected;
+    finding.found = found;
+    if (at->hashed && !q3_hash128_equal(at->hash, entry->hash)) {
         q3_hash128_text(entry->hash, expected);
-        q3_hash128_text(hash, found);
-        if (!q3_hash128_equal(hash, entry->hash) &&
-            !q3_findings_add(c->report, &finding, err,
+        q3_hash128_text(at->hash, found);
+        if (!q3_findings_add(c->report, &finding, err,
                              "%s: %s: the tensor is damaged: expected hash %s, found %s",
                              r->pack.file.path, name, expected, found))
             return false;
     }
-    if (c->differing == 0)
+    if (at->source_unreadable &&
+        !q3_findings_add(
+            c->report,
+            &(q3_finding){.kind = Q3_FINDING_UNREADABLE, .tensor = name, .file = r->path}, err,
+            "%s", at->source_problem.message))
+        return false;
+    if (at->differing == 0)
         return true;
     finding.kind = Q3_FINDING_SOURCE;
-    snprintf(expected, sizeof expected, "0x%02x", c->expected);
-    snprintf(found, sizeof found, "0x%02x", c->found);
+    finding.detail = "other bytes than in the source";
+    snprintf(expected, sizeof expected, "0x%02x", at->expected);
+    snprintf(found, sizeof found, "0x%02x", at->found);
     return q3_findings_add(
         c->report, &finding, err,
         "%s: %s: %" PRIu64 " of %" PRIu64 " bytes differ from the source, the first at %" PRIu64
         ": expected %s, found %s",
-        r->path, name, c->differing, entry->tensor.bytes, c->first, expected, found);
-}
-
-static bool commit_frame(check *c, const item *at, q3_error *err)
-{
-    const reading *r = at->reading;
-    const q3_pack_tensor *entry = &r->pack.tensors[at->tensor];
-    const q3_frame *frame = &r->pack.frames[entry->first_frame + at->frame];
-    if (!at->sound) {
-        c->tensor_sound = false;
-        return q3_findings_add(c->report,
-                               &(q3_finding){.kind = kind_of(&at->problem),
-                                             .tensor = entry->tensor.name,
-                                             .file = r->path,
-                                             .group = pattern_name(c, entry->tensor.name)},
-                               err, "%s", at->problem.message);
-    }
-    q3_hasher_update(c->hasher, at->raw, frame->raw_bytes);
-    if (!at->comparable)
-        return true;
-    if (at->source_problem.code != Q3_DONE)
-        return q3_findings_add(c->report,
-                               &(q3_finding){.kind = Q3_FINDING_UNREADABLE,
-                                             .tensor = entry->tensor.name,
-                                             .file = r->path},
-                               err, "%s", at->source_problem.message);
-    if (at->differing && c->differing == 0) {
-        c->first = (uint64_t)at->frame * entry->frame_bytes + at->first;
-        c->expected = at->expected;
-        c->found = at->found;
-    }
-    c->differing += at->differing;
-    return true;
-}
-
-static bool commit_file(check *c, const reading *r, q3_error *err)
-{
-    if (!r->meant)
-        c->all_sound[r->file->place.component] = false;
-    if (!r->opened)
-        q3_progress_add(&c->progress, r->file->size, r->path);
-    return r->meant ||
-           q3_findings_add(c->report, &(q3_finding){.kind = kind_of(&r->problem), .file = r->path},
-                           err, "%s", r->problem.message);
+        r->path, name, at->differing, entry->tensor.bytes, at->at, expected, found);
 }
 
 static bool commit_item(void *context, void *slot, unsigned worker, q3_error *err)
@@ -398,31 +447,12 @@ static bool commit_item(void *context, void *slot, unsigned worker, q3_error *er
     check *c = context;
     item *at = slot;
     reading *r = at->reading;
-    bool ok = true;
-    if (at->kind == ITEM_FILE) {
-        ok = commit_file(c, r, err);
-    } else if (at->kind == ITEM_PADDING) {
-        ok = at->sound ||
-             q3_findings_add(c->report,
-                             &(q3_finding){.kind = kind_of(&at->problem), .file = r->path}, err,
-                             "%s", at->problem.message);
-        uint64_t frames = 0;
-        for (uint32_t i = 0; i < r->pack.frame_count; i++)
-            frames += r->pack.frames[i].stored_bytes;
-        q3_progress_add(&c->progress, r->pack.size - frames, r->path);
-    } else {
-        const q3_pack_tensor *entry = &r->pack.tensors[at->tensor];
-        if (at->frame == 0)
-            ok = begin_tensor(c, at, err);
-        if (at->kind == ITEM_FRAME) {
-            ok = ok && commit_frame(c, at, err);
-            q3_progress_add(&c->progress,
-                            r->pack.frames[entry->first_frame + at->frame].stored_bytes, r->path);
-        }
-        if (at->frame + 1 >= entry->frame_count)
-            ok = ok && end_tensor(c, at, err);
+    bool ok = !at->first || commit_file(c, r, err);
+    if (ok && r->opened && at->has_tensor && at->tensor < r->pack.tensor_count) {
+        ok = commit_tensor(c, at, err);
+        q3_progress_add(&c->progress, r->pack.tensors[at->tensor].tensor.bytes, r->path);
     }
-    if (at->kind == ITEM_PADDING || (at->kind == ITEM_FILE && !r->opened))
+    if (at->last)
         close_reading(c, r->number);
     return ok;
 }
@@ -431,48 +461,99 @@ static void release_item(void *context, void *slot)
 {
     (void)context;
     item *at = slot;
-    free(at->stored);
-    free(at->raw);
-    free(at->original);
+    free(at->problems);
+}
+
+// Chooses the tensors to look at; *bytes receives about how many bytes they take, uncompressed.
+static bool choose_tensors(check *c, uint64_t *bytes, q3_error *err)
+{
+    size_t count = 0, taken = 0;
+    char some[Q3_GROUPED_MAX], all[Q3_GROUPED_MAX];
+    for (size_t i = 0; i < c->set->file_count; i++)
+        count += c->set->files[i].tensor_count;
+    q3_sampler *sampler = q3_alloc_zeroed(1, sizeof *sampler, err);
+    c->taken = sampler ? q3_alloc_zeroed(count, sizeof *c->taken, err) : NULL;
+    if (!c->taken) {
+        free(sampler);
+        return false;
+    }
+    if (c->options->sample)
+        sampler->sample = *c->options->sample;
+    *bytes = 0;
+    size_t at = 0;
+    for (size_t i = 0; i < c->set->file_count; i++)
+        for (uint32_t t = 0; t < c->set->files[i].tensor_count; t++, at++) {
+            uint64_t ordinal;
+            const q3_pattern *pattern =
+                q3_inventory_find(&c->inventory, c->set->files[i].tensors[t].name, &ordinal);
+            const uint64_t size = pattern ? pattern->bytes : 1;
+            c->taken[at] = !c->options->sample || q3_sampler_take(sampler, size);
+            taken += c->taken[at];
+            *bytes += c->taken[at] ? size : 0;
+        }
+    free(sampler);
+    if (c->options->sample && !q3_sentences_add(&c->report->notes, err,
+                                                "a sample: the bytes of %s of %s tensors were read",
+                                                q3_grouped(taken, some), q3_grouped(count, all)))
+        return false;
+    return c->options->deep || c->source ||
+           q3_sentences_add(&c->report->notes, err,
+                            "stored bytes were checked; --deep also decodes them and checks the "
+                            "tensors' own hashes");
+}
+
+static bool create_scratch(check *c, unsigned threads, q3_error *err)
+{
+    c->scratch = q3_alloc_zeroed(threads, sizeof *c->scratch, err);
+    for (unsigned i = 0; c->scratch && i < threads; i++)
+        if (!(c->scratch[i].coder = q3_coder_create(err)) ||
+            !(c->scratch[i].hasher = q3_hasher_create(err)))
+            return false;
+    return c->scratch != NULL;
+}
+
+static void free_scratch(check *c, unsigned threads)
+{
+    for (unsigned i = 0; c->scratch && i < threads; i++) {
+        q3_coder_destroy(c->scratch[i].coder);
+        q3_hasher_destroy(c->scratch[i].hasher);
+        free(c->scratch[i].stored);
+        free(c->scratch[i].raw);
+        free(c->scratch[i].original);
+    }
+    free(c->scratch);
 }
 
 static bool check_files(check *c, q3_workers *workers, q3_error *err)
 {
     uint64_t total = 0;
     const unsigned threads = q3_workers_count(workers);
-    for (size_t i = 0; i < c->set->file_count; i++)
-        total += c->set->files[i].size;
     for (unsigned i = 0; i < Q3_COMPONENTS; i++)
         c->all_sound[i] = true;
-    c->coders = q3_alloc_zeroed(threads, sizeof *c->coders, err);
-    bool ok = c->coders &&
-              (c->readings = q3_alloc_zeroed(c->set->file_count, sizeof *c->readings, err)) &&
-              (c->hasher = q3_hasher_create(err)) &&
-              (c->seen = q3_alloc_zeroed((size_t)c->inventory.tensors, sizeof *c->seen, err));
-    for (unsigned i = 0; ok && i < threads; i++)
-        ok = (c->coders[i] = q3_coder_create(err)) != NULL;
+    const bool ok = choose_tensors(c, &total, err) && create_scratch(c, threads, err) &&
+                    (c->readings = q3_alloc_zeroed(c->set->file_count, sizeof *c->readings, err)) &&
+                    (c->seen = q3_alloc_zeroed((size_t)c->inventory.tensors, sizeof *c->seen, err));
+    bool done = false;
     if (ok) {
         q3_progress_begin(&c->progress, "verifying", total, c->options->quiet);
-        ok = q3_workers_stream(workers,
-                               &(q3_stream){.context = c,
-                                            .slots = (size_t)SLOTS_PER_THREAD * threads,
-                                            .slot_bytes = sizeof(item),
-                                            .next = next_item,
-                                            .work = work_item,
-                                            .commit = commit_item,
-                                            .release = release_item},
-                               err);
+        done = q3_workers_stream(workers,
+                                 &(q3_stream){.context = c,
+                                              .slots = (size_t)SLOTS_PER_THREAD * threads,
+                                              .slot_bytes = sizeof(item),
+                                              .next = next_item,
+                                              .work = work_item,
+                                              .commit = commit_item,
+                                              .release = release_item},
+                                 err);
         q3_progress_end(&c->progress);
     }
-    for (unsigned i = 0; c->coders && i < threads; i++)
-        q3_coder_destroy(c->coders[i]);
     for (size_t i = 0; c->readings && i < c->set->file_count; i++)
         close_reading(c, i);
     free(c->readings);
-    free(c->coders);
     free(c->seen);
-    q3_hasher_destroy(c->hasher);
-    return ok;
+    free(c->taken);
+    free_scratch(c, threads);
+    return done;
 }
 
 // ---- what pack.json says of the components ----
@@ -665,10 +746,11 @@ static bool check_strays(check *c, q3_error *err)
         const bool is_part =
             (length > suffix && strcmp(path + length - suffix, part_suffix) == 0) ||
             strcmp(path, journal_name) == 0;
-        ok = q3_findings_add(c->report, &(q3_finding){.kind = Q3_FINDING_STRAY, .file = path}, err,
-                             "%s/%s: %s", c->set->directory, path,
-                             is_part ? "left over from an extraction that was ended"
-                                     : "pack.json does not list it");
+        const char *reason =
+            is_part ? "left over from an extraction that was ended" : "pack.json does not list it";
+        ok = q3_findings_add(
+            c->report, &(q3_finding){.kind = Q3_FINDING_STRAY, .file = path, .detail = reason}, err,
+            "%s/%s: %s", c->set->directory, path, reason);
     }
     free_paths(&known);
     free_paths(&folders);
@@ -720,7 +802,7 @@ static bool check_shard(check *c, const q3_set_shard *stated, const problems *he
         return q3_findings_add(c->report, &finding, err, "%s/%s: the shard is absent",
                                checkpoint->directory, stated->name);
     if (!shard->read) {
-        finding.kind = Q3_FINDING_MALFORMED;
+        finding.kind = shard->unreadable ? Q3_FINDING_UNREADABLE : Q3_FINDING_MALFORMED;
         const char *message = "the header is not sound";
         for (unsigned i = 0; i < heard->count; i++)
             if (strcmp(heard->shard[i], stated->name) == 0)
@@ -755,8 +837,9 @@ static bool open_source(check *c, source *from, q3_error *err)
 {
     problems *heard = q3_alloc_zeroed(1, sizeof *heard, err);
     bool *used = q3_alloc_zeroed(c->set->shard_count, sizeof *used, err);
-    bool ok = heard && used &&
-              q3_checkpoint_survey(c->options->source, hear_problem, heard, &from->checkpoint, err);
+    bool ok =
+        heard && used &&
+        q3_checkpoint_survey(c->options->source, NULL, hear_problem, heard, &from->checkpoint, err);
     if (ok) {
         c->source = from;
         from->shards = q3_alloc_zeroed(from->checkpoint.shard_count, sizeof *from->shards, err);

@@ -3,7 +3,11 @@
 
 #include "base/interrupt.h"
 #include "checkpoint.h"
+#include "companions.h"
+#include "data.h"
+#include "diagnosis.h"
 #include "set.h"
+#include "shards.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -71,22 +75,31 @@ static bool report_missing(const q3_expected_tensor *expected, const q3_listing_
 {
     const q3_pattern *pattern = expected->pattern;
     char text[TENSOR_TEXT_MAX], reason[1024];
-    if (!entry)
+    char detail[1024];
+    if (!entry) {
         snprintf(reason, sizeof reason, "%s does not list it", listing->index);
-    else if (entry->presence == Q3_FILE_ABSENT)
-        snprintf(reason, sizeof reason, "%s is absent", entry->file);
-    else if (entry->presence == Q3_FILE_UNSOUND)
-        snprintf(reason, sizeof reason, "the header of %s is not sound", entry->file);
-    else
+        snprintf(detail, sizeof detail, "not in %s", listing->index);
+    } else if (entry->presence == Q3_FILE_LACKS) {
         snprintf(reason, sizeof reason, "%s lacks it", entry->file);
+        snprintf(detail, sizeof detail, "listed, but not in %s", entry->file);
+    } else {
+        snprintf(reason, sizeof reason,
+                 entry->presence == Q3_FILE_ABSENT ? "%s is absent"
+                                                   : "the header of %s is not sound",
+                 entry->file);
+        snprintf(detail, sizeof detail, "%s", reason);
+    }
     describe(pattern->dtype, pattern->rank, pattern->shape, text);
-    return q3_findings_add(report,
-                           &(q3_finding){.kind = Q3_FINDING_MISSING,
-                                         .tensor = expected->name,
-                                         .file = entry ? entry->file : NULL,
-                                         .expected = text,
-                                         .group = pattern->name},
-                           err, "%s: expected %s, found nothing: %s", expected->name, text, reason);
+    const bool unread = entry && entry->presence == Q3_FILE_UNREADABLE;
+    return q3_findings_add(
+        report,
+        &(q3_finding){.kind = unread ? Q3_FINDING_UNREADABLE : Q3_FINDING_MISSING,
+                      .tensor = expected->name,
+                      .file = entry ? entry->file : NULL,
+                      .expected = text,
+                      .group = pattern->name,
+                      .detail = detail},
+        err, "%s: expected %s, found nothing: %s", expected->name, text, reason);
 }
 
 static bool report_unknown(const q3_listing_entry *entry, const q3_listing *listing,
@@ -104,7 +117,8 @@ static bool report_unknown(const q3_listing_entry *entry, const q3_listing *list
                                          .tensor = tensor->name,
                                          .file = entry->file,
                                          .found = text,
-                                         .group = entry->file},
+                                         .group = entry->file,
+                                         .detail = reason},
                            err, "%s: the manifest has no such tensor, found %s in %s%s%s",
                            tensor->name, text,
                            entry->presence == Q3_PRESENT ? entry->file : listing->index,
@@ -133,17 +147,20 @@ static bool compare_tensor(const q3_expected_tensor *expected, const q3_listing_
     const q3_pattern *pattern = expected->pattern;
     const q3_tensor *tensor = &entry->tensor;
     char wanted[Q3_SHAPE_TEXT_MAX], found[Q3_SHAPE_TEXT_MAX], swap[64] = "";
+    char detail[2 * Q3_SHAPE_TEXT_MAX + 128];
     q3_finding finding = {.tensor = expected->name,
                           .file = entry->file,
                           .expected = wanted,
                           .found = found,
-                          .group = pattern->name};
+                          .group = pattern->name,
+                          .detail = detail};
     const bool same_dtype = tensor->dtype == pattern->dtype;
     const bool same_shape =
         q3_shape_equal(pattern->rank, pattern->shape, tensor->rank, tensor->shape);
     if (!same_dtype) {
         snprintf(wanted, sizeof wanted, "%s", q3_dtype_name(pattern->dtype));
         snprintf(found, sizeof found, "%s", q3_dtype_name(tensor->dtype));
+        snprintf(detail, sizeof detail, "expected %s, found %s", wanted, found);
         finding.kind = Q3_FINDING_DTYPE;
         if (!q3_findings_add(report, &finding, err, "%s: expected dtype %s, found %s in %s",
                              expected->name, wanted, found, entry->file))
@@ -154,6 +171,7 @@ static bool compare_tensor(const q3_expected_tensor *expected, const q3_listing_
         q3_shape_text(tensor->rank, tensor->shape, found);
         if (pattern->rank == tensor->rank)
             describe_swap(pattern->rank, pattern->shape, tensor->shape, swap, sizeof swap);
+        snprintf(detail, sizeof detail, "expected %s, found %s%s", wanted, found, swap);
         finding.kind = Q3_FINDING_SHAPE;
         if (!q3_findings_add(report, &finding, err, "%s: expected shape %s, found %s in %s%s",
                              expected->name, wanted, found, entry->file, swap))
@@ -163,6 +181,7 @@ static bool compare_tensor(const q3_expected_tensor *expected, const q3_listing_
     if (same_dtype && same_shape && tensor->bytes != pattern->bytes) {
         snprintf(wanted, sizeof wanted, "%" PRIu64, pattern->bytes);
         snprintf(found, sizeof found, "%" PRIu64, tensor->bytes);
+        snprintf(detail, sizeof detail, "expected %s bytes, found %s", wanted, found);
         finding.kind = Q3_FINDING_BYTES;
         if (!q3_findings_add(report, &finding, err, "%s: expected %s bytes, found %s in %s",
                              expected->name, wanted, found, entry->file))
@@ -248,6 +267,7 @@ bool q3_shapes_compare(const q3_expectation *expectation, const bool scope[Q3_CO
 // ---- checkpoints ----
 
 typedef struct problem_sink {
+    const q3_inventory *inventory;
     q3_findings *report;
     q3_error *err;
     bool failed;
@@ -256,11 +276,9 @@ typedef struct problem_sink {
 static bool hear_problem(void *context, const q3_problem *problem)
 {
     static const q3_finding_kind kinds[] = {
-        [Q3_PROBLEM_MALFORMED] = Q3_FINDING_MALFORMED,
-        [Q3_PROBLEM_SHARD_ABSENT] = Q3_FINDING_ABSENT,
-        [Q3_PROBLEM_SHARD_LACKS] = Q3_FINDING_INDEX,
-        [Q3_PROBLEM_UNLISTED] = Q3_FINDING_INDEX,
-        [Q3_PROBLEM_ELSEWHERE] = Q3_FINDING_INDEX,
+        [Q3_PROBLEM_MALFORMED] = Q3_FINDING_MALFORMED, [Q3_PROBLEM_SIZE] = Q3_FINDING_SIZE,
+        [Q3_PROBLEM_SHARD_ABSENT] = Q3_FINDING_ABSENT, [Q3_PROBLEM_SHARD_LACKS] = Q3_FINDING_INDEX,
+        [Q3_PROBLEM_UNLISTED] = Q3_FINDING_INDEX,      [Q3_PROBLEM_ELSEWHERE] = Q3_FINDING_INDEX,
         [Q3_PROBLEM_TOTAL] = Q3_FINDING_INDEX,
     };
     problem_sink *sink = context;
@@ -270,51 +288,80 @@ static bool hear_problem(void *context, const q3_problem *problem)
     q3_finding finding = {.kind = kinds[problem->kind]};
     if (finding.kind == Q3_FINDING_MALFORMED && problem->error.code == Q3_FAILED)
         finding.kind = Q3_FINDING_UNREADABLE;
-    const bool is_tensor =
-        problem->kind == Q3_PROBLEM_UNLISTED || problem->kind == Q3_PROBLEM_ELSEWHERE;
-    if (is_tensor)
+    finding.file = problem->subject;
+    if (problem->shard && strcmp(problem->shard, problem->subject) != 0) {
+        uint64_t ordinal;
+        const q3_pattern *pattern = q3_inventory_find(sink->inventory, problem->subject, &ordinal);
         finding.tensor = problem->subject;
-    else
-        finding.file = problem->subject;
+        finding.file = problem->shard;
+        finding.group = pattern ? pattern->name : problem->shard;
+        finding.detail = problem->kind == Q3_PROBLEM_UNLISTED
+                             ? "in a shard, but not in the index"
+                             : "in another shard than the index says";
+    }
     sink->failed =
         !q3_findings_add(sink->report, &finding, sink->err, "%s", problem->error.message);
     return !sink->failed;
 }
 
-static bool check_checkpoint(const char *path, const q3_expectation *expectation,
-                             const bool scope[Q3_COMPONENTS], q3_findings *report, q3_error *err)
+// The listing of a surveyed checkpoint.
+static bool list_checkpoint(const q3_checkpoint *checkpoint, q3_listing *listing, q3_error *err)
 {
+    *listing = (q3_listing){.index = "the index", .count = checkpoint->listed_count};
+    listing->entries = q3_alloc_zeroed(listing->count, sizeof *listing->entries, err);
+    if (!listing->entries)
+        return false;
+    // The stored tensors are sorted by name as the listed ones are, and are a part of them.
+    size_t stored = 0;
+    for (size_t i = 0; i < checkpoint->listed_count; i++) {
+        const q3_listed_tensor *listed = &checkpoint->listed[i];
+        const q3_shard *shard = &checkpoint->shards[listed->shard];
+        q3_listing_entry *entry = &listing->entries[i];
+        *entry = (q3_listing_entry){.tensor.name = listed->name,
+                                    .file = shard->name,
+                                    .presence = !shard->present     ? Q3_FILE_ABSENT
+                                                : shard->unreadable ? Q3_FILE_UNREADABLE
+                                                : !shard->read      ? Q3_FILE_UNSOUND
+                                                                    : Q3_FILE_LACKS};
+        if (listed->found) {
+            entry->tensor = checkpoint->tensors[stored++].tensor;
+            entry->presence = Q3_PRESENT;
+        }
+    }
+    return true;
+}
+
+static bool check_checkpoint(const char *path, const q3_manifest *manifest,
+                             const q3_shapes_options *options, q3_findings *report, q3_error *err)
+{
+    const bool *const scope = options->scope ? options->scope : manifest->inventory.has_component;
     q3_checkpoint checkpoint;
-    problem_sink sink = {.report = report, .err = err};
+    q3_expectation expectation = {0};
+    q3_listing listing = {0};
+    problem_sink sink = {.inventory = &manifest->inventory, .report = report, .err = err};
     q3_error stopped;
-    if (!q3_checkpoint_survey(path, hear_problem, &sink, &checkpoint, &stopped)) {
+    const q3_survey_options survey = {.headers_only = options->headers_only};
+    if (!q3_checkpoint_survey(path, &survey, hear_problem, &sink, &checkpoint, &stopped)) {
         if (!sink.failed)
             *err = stopped;
         return false;
     }
     report->files = checkpoint.shard_count;
-    q3_listing listing = {.index = "the index", .count = checkpoint.listed_count};
-    listing.entries = q3_alloc_zeroed(listing.count, sizeof *listing.entries, err);
-    bool ok = listing.entries != NULL;
-    // The stored tensors are sorted by name as the listed ones are, and are a part of them.
-    size_t stored = 0;
-    for (size_t i = 0; ok && i < checkpoint.listed_count; i++) {
-        const q3_listed_tensor *listed = &checkpoint.listed[i];
-        const q3_shard *shard = &checkpoint.shards[listed->shard];
-        q3_listing_entry *entry = &listing.entries[i];
-        *entry = (q3_listing_entry){.tensor.name = listed->name,
-                                    .file = shard->name,
-                                    .presence = !shard->present ? Q3_FILE_ABSENT
-                                                : !shard->read  ? Q3_FILE_UNSOUND
-                                                                : Q3_FILE_LACKS};
-        if (listed->found) {
-            entry->tensor = checkpoint.tensors[stored++].tensor;
-            entry->presence = Q3_PRESENT;
-        }
-    }
-    ok = ok && q3_shapes_compare(expectation, scope, &listing, report, err);
+    bool ok = q3_expectation_create(manifest, &expectation, err) &&
+              list_checkpoint(&checkpoint, &listing, err) &&
+              q3_shapes_compare(&expectation, scope, &listing, report, err) &&
+              q3_diagnose(&expectation, scope, &listing, report, err);
     free(listing.entries);
+    q3_expectation_free(&expectation);
+    ok = ok &&
+         q3_shards_check(&checkpoint, manifest, options->headers_only, options->sha256,
+                         options->jobs, options->quiet, report, err) &&
+         (!options->data || q3_data_check(&checkpoint, &manifest->inventory, scope, options->jobs,
+                                          options->quiet, report, err));
     q3_checkpoint_close(&checkpoint);
+    if (ok && options->headers_only)
+        ok = q3_sentences_add(&report->notes, err,
+                              "headers only: whether the shards hold their data was not checked");
     return ok;
 }
 
@@ -360,7 +407,8 @@ static bool read_packs(pack_reading *reading, q3_findings *report, q3_error *err
             *entry = (q3_listing_entry){.tensor.name = file->tensors[t].name,
                                         .file = reading->paths[i],
                                         .presence = reason.code == Q3_INCOMPLETE ? Q3_FILE_ABSENT
-                                                                                 : Q3_FILE_UNSOUND};
+                                                    : reason.code == Q3_FAILED ? Q3_FILE_UNREADABLE
+                                                                               : Q3_FILE_UNSOUND};
             if (opened) {
                 entry->tensor = pack->tensors[t].tensor;
                 entry->presence = Q3_PRESENT;
@@ -370,12 +418,17 @@ static bool read_packs(pack_reading *reading, q3_findings *report, q3_error *err
     return true;
 }
 
-static bool check_pack(const char *path, const q3_expectation *expectation, const bool *scope,
+static bool check_pack(const char *path, const q3_manifest *manifest, const bool *scope,
                        q3_findings *report, q3_error *err)
 {
     q3_set set;
+    q3_expectation expectation;
     if (!q3_set_open(path, &set, err))
         return false;
+    if (!q3_expectation_create(manifest, &expectation, err)) {
+        q3_set_close(&set);
+        return false;
+    }
     bool held[Q3_COMPONENTS];
     size_t tensors = 0;
     for (unsigned i = 0; i < Q3_COMPONENTS; i++)
@@ -393,30 +446,33 @@ static bool check_pack(const char *path, const q3_expectation *expectation, cons
          (reading.listing.entries =
               q3_alloc_zeroed(tensors, sizeof *reading.listing.entries, err)) &&
          read_packs(&reading, report, err) &&
-         q3_shapes_compare(expectation, scope ? scope : held, &reading.listing, report, err);
+         q3_shapes_compare(&expectation, scope ? scope : held, &reading.listing, report, err) &&
+         q3_diagnose(&expectation, scope ? scope : held, &reading.listing, report, err);
     for (size_t i = 0; reading.packs && i < set.file_count; i++)
         q3_pack_close(&reading.packs[i]);
     free(reading.packs);
     free(reading.paths);
     free(reading.listing.entries);
+    q3_expectation_free(&expectation);
     q3_set_close(&set);
     return ok;
 }
 
-bool q3_shapes_check(const char *path, const q3_manifest *manifest, const bool *scope,
-                     q3_findings *report, q3_error *err)
+bool q3_shapes_check(const char *path, const q3_manifest *manifest,
+                     const q3_shapes_options *options, q3_findings *report, q3_error *err)
 {
-    q3_expectation expectation;
     char *set = q3_path_join(path, "pack.json", err);
-    bool ok = set && q3_expectation_create(manifest, &expectation, err);
-    if (ok) {
-        if (q3_path_exists(set))
-            ok = check_pack(path, &expectation, scope, report, err);
-        else
-            ok = check_checkpoint(path, &expectation,
-                                  scope ? scope : manifest->inventory.has_component, report, err);
-        q3_expectation_free(&expectation);
+    bool ok = set != NULL;
+    if (ok && q3_path_exists(set)) {
+        ok = options->data || options->sha256 || options->headers_only
+                 ? q3_fail(err, Q3_USAGE,
+                           "%s: a pack directory; --data, --sha256 and --headers-only are for "
+                           "checkpoints",
+                           path)
+                 : check_pack(path, manifest, options->scope, report, err);
+    } else if (ok) {
+        ok = check_checkpoint(path, manifest, options, report, err);
     }
     free(set);
-    return ok;
+    return ok && q3_companions_check(path, manifest, report, err);
 }

@@ -26,10 +26,11 @@ void q3_expectation_free(q3_expectation *expectation); // a zeroed one is fine
 
 // What an index lists, and what became of it.
 typedef enum q3_presence {
-    Q3_PRESENT,      // the file's header describes the tensor
-    Q3_FILE_ABSENT,  // the file that should hold it does not exist
-    Q3_FILE_UNSOUND, // the file's header could not be used
-    Q3_FILE_LACKS,   // the file does not hold it
+    Q3_PRESENT,         // the file's header describes the tensor
+    Q3_FILE_ABSENT,     // the file that should hold it does not exist
+    Q3_FILE_UNREADABLE, // the system could not read the file
+    Q3_FILE_UNSOUND,    // the file's header could not be used
+    Q3_FILE_LACKS,      // the file does not hold it
 } q3_presence;
 
 typedef struct q3_listing_entry {
@@ -50,11 +51,21 @@ typedef struct q3_listing {
 bool q3_shapes_compare(const q3_expectation *expectation, const bool scope[Q3_COMPONENTS],
                        q3_listing *listing, q3_findings *report, q3_error *err);
 
-// Compares a checkpoint or a pack directory (which is what has a pack.json). scope NULL means: of a
-// checkpoint all that the manifest has; of a pack directory the components that it holds anything
-// of. Contradictions inside the checkpoint or the pack directory are reported too. False only when
-// nothing could be compared.
-bool q3_shapes_check(const char *path, const q3_manifest *manifest, const bool *scope,
-                     q3_findings *report, q3_error *err);
+typedef struct q3_shapes_options {
+    // Of Q3_COMPONENTS, or NULL: of a checkpoint all that the manifest has; of a pack directory the
+    // components that it holds anything of.
+    const bool *scope;
+    bool headers_only; // of the shards only the first bytes need be there
+    bool data;         // also read the weights (data.h)
+    bool sha256;       // also compare the shards' SHA-256 with the manifest's (shards.h)
+    unsigned jobs;     // threads for the two; 0 for one a processor
+    bool quiet;        // no progress line
+} q3_shapes_options;
+
+// Compares a checkpoint or a pack directory (which is what has a pack.json), its configuration and
+// its tokenizer files. Contradictions inside the checkpoint or the pack directory are reported too,
+// and what may have caused many findings (diagnosis.h). False only when nothing could be compared.
+bool q3_shapes_check(const char *path, const q3_manifest *manifest,
+                     const q3_shapes_options *options, q3_findings *report, q3_error *err);
 
 #endif

@@ -82,12 +82,23 @@ static bool total_bytes(size_t count, size_t size, size_t *bytes, q3_error *err)
     return true;
 }
 
+// malloc puts large blocks 16 bytes behind a page boundary. There the kernel copies from its cache
+// at a third of the speed on some processors (rep movsb to an address that is not aligned), so what
+// may become a buffer for reading begins at a cache line.
+static void *allocate(size_t bytes)
+{
+    enum { LARGE = 64 * 1024, LINE = 64 };
+    return bytes >= LARGE && bytes <= SIZE_MAX - LINE
+               ? aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE)
+               : malloc(bytes);
+}
+
 void *q3_alloc(size_t count, size_t size, q3_error *err)
 {
     size_t bytes;
     if (!total_bytes(count, size, &bytes, err))
         return NULL;
-    void *memory = malloc(bytes);
+    void *memory = allocate(bytes);
     if (!memory)
         q3_fail_memory(err, bytes);
     return memory;
@@ -116,11 +127,13 @@ bool q3_grow(void *items, size_t *capacity, size_t needed, size_t size, q3_error
     size_t bytes;
     if (!total_bytes(larger, size, &bytes, err))
         return false;
-    void *memory;
-    memcpy(&memory, items, sizeof memory);
-    memory = realloc(memory, bytes);
+    void *old, *memory = allocate(bytes);
     if (!memory)
         return q3_fail_memory(err, bytes);
+    memcpy(&old, items, sizeof old);
+    if (old)
+        memcpy(memory, old, *capacity * size);
+    free(old);
     memcpy(items, &memory, sizeof memory);
     *capacity = larger;
     return true;

@@ -51,7 +51,7 @@ void q3_printable(char *out, size_t capacity, const char *text);
 void *q3_alloc(size_t count, size_t size, q3_error *err);
 void *q3_alloc_zeroed(size_t count, size_t size, q3_error *err);
 
-// Makes room for at least `needed` items of `size` bytes in *items (realloc; grows by half). False
+// Makes room for at least `needed` items of `size` bytes in *items (grows by half). False
 // leaves *items and *capacity as they were.
 bool q3_grow(void *items, size_t *capacity, size_t needed, size_t size, q3_error *err);
 

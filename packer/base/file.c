@@ -14,11 +14,29 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+// open() that a signal does not end: on a network file system it can take its time.
+static int open_retrying(const char *path, int flags)
+{
+    int fd;
+    do
+        fd = open(path, flags | O_CLOEXEC, 0666);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+static bool sync_retrying(int fd)
+{
+    while (fsync(fd) != 0)
+        if (errno != EINTR)
+            return false;
+    return true;
+}
+
 bool q3_file_open(const char *path, q3_file *file, q3_error *err)
 {
     *file = (q3_file){.fd = -1};
     // O_NONBLOCK: opening a FIFO that somebody put there must not hang; no effect on regular files.
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const int fd = open_retrying(path, O_RDONLY | O_NONBLOCK);
     if (fd < 0)
         return q3_fail_errno(err, "%s: cannot open", path);
     struct stat status;
@@ -150,7 +168,7 @@ bool q3_directory_create(const char *path, q3_error *err)
     return ok;
 }
 
-bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
+bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err)
 {
     DIR *stream = opendir(path);
     if (!stream)
@@ -158,7 +176,8 @@ bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
     *empty = true;
     const struct dirent *entry;
     while ((entry = readdir(stream)) != NULL)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            (!except || strcmp(entry->d_name, except) != 0))
             *empty = false;
     closedir(stream);
     return true;
@@ -166,12 +185,12 @@ bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
 
 bool q3_directory_sync(const char *path, q3_error *err)
 {
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    const int fd = open_retrying(path, O_RDONLY | O_DIRECTORY);
     if (fd < 0)
         return q3_fail_errno(err, "%s: cannot open the directory", path);
     // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add
     // then.
-    const bool ok = fsync(fd) == 0 || errno == EINVAL;
+    const bool ok = sync_retrying(fd) || errno == EINVAL;
     if (!ok)
         q3_fail_errno(err, "%s: cannot sync the directory", path);
     close(fd);
@@ -192,7 +211,7 @@ bool q3_output_create(const char *path, q3_output *output, q3_error *err)
         q3_fail_errno(err, "%s: cannot remove", part);
         goto fail;
     }
-    const int fd = open(part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    const int fd = open_retrying(part, O_RDWR | O_CREAT | O_EXCL);
     if (fd < 0) {
         q3_fail_errno(err, "%s: cannot create", part);
         goto fail;
@@ -255,15 +274,17 @@ bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, si
     return write_fully(output->fd, output->part_path, offset, data, size, err);
 }
 
+bool q3_output_sync(q3_output *output, q3_error *err)
+{
+    if (!sync_retrying(output->fd))
+        return q3_fail_errno(err, "%s: cannot sync", output->part_path);
+    posix_fadvise(output->fd, 0, 0, POSIX_FADV_DONTNEED);
+    return true;
+}
+
 bool q3_output_publish(q3_output *output, q3_error *err)
 {
-    bool ok = true;
-    while (fsync(output->fd) != 0) {
-        if (errno == EINTR)
-            continue;
-        ok = q3_fail_errno(err, "%s: cannot sync", output->part_path);
-        break;
-    }
+    bool ok = q3_output_sync(output, err);
     const int fd = output->fd;
     output->fd = -1;
     if (close(fd) != 0 && errno != EINTR && ok)

@@ -40,8 +40,8 @@ bool q3_safe_file_name(const char *name);
 
 // Creates the directory and its missing parents.
 bool q3_directory_create(const char *path, q3_error *err);
-// Has the directory no entries?
-bool q3_directory_empty(const char *path, bool *empty, q3_error *err);
+// Has the directory no entries, or only one named `except` (NULL for none)?
+bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err);
 // Makes the directory's entries (new names, renames) survive a crash.
 bool q3_directory_sync(const char *path, q3_error *err);
 
@@ -64,7 +64,10 @@ bool q3_output_create(const char *path, q3_output *output, q3_error *err);
 bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err);
 bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, size_t size,
                         q3_error *err);
-// fsync, close, rename. On failure the part file is removed. The output is closed either way.
+// Puts what was written on the disk, and out of the page cache, so that reading it back reads the
+// disk.
+bool q3_output_sync(q3_output *output, q3_error *err);
+// Sync, close, rename. On failure the part file is removed. The output is closed either way.
 bool q3_output_publish(q3_output *output, q3_error *err);
 // Closes and removes the part file; a zeroed or finished output is fine.
 void q3_output_abandon(q3_output *output);

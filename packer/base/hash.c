@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#define Q3_HASH_FILL hash_kernels_fill_c
+#define Q3_HASH_FILL q3_hash_kernels_fill_c
 #include "hash_kernels.h"
 
 #include "cpu.h"
@@ -11,20 +11,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static hash_kernels kernels[Q3_CPU_LEVELS];
+static q3_hash_kernels kernels[Q3_CPU_LEVELS];
 static pthread_once_t fill_once = PTHREAD_ONCE_INIT;
 
 static void fill(void)
 {
     for (unsigned level = 0; level < Q3_CPU_LEVELS; level++)
-        hash_kernels_fill_c(&kernels[level]);
+        q3_hash_kernels_fill_c(&kernels[level]);
 #if defined __x86_64__
-    hash_kernels_fill_avx2(&kernels[Q3_CPU_AVX2]);
-    hash_kernels_fill_avx512(&kernels[Q3_CPU_AVX512]);
+    q3_hash_kernels_fill_avx2(&kernels[Q3_CPU_AVX2]);
+    q3_hash_kernels_fill_avx512(&kernels[Q3_CPU_AVX512]);
 #endif
 }
 
-static const hash_kernels *in_use(void)
+static const q3_hash_kernels *in_use(void)
 {
     pthread_once(&fill_once, fill);
     return &kernels[q3_cpu_in_use()];

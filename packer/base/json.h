@@ -89,7 +89,8 @@ void q3_json_put_null(q3_json_writer *writer, const char *key);
 void q3_json_put_double(q3_json_writer *writer, const char *key, double value);
 void q3_json_put_float(q3_json_writer *writer, const char *key, float value);
 
-// Ends the text with a newline. False when memory ran out on the way; the text stays the writer's.
+// Ends the document with a newline; another one may follow. False when memory ran out on the way;
+// the text stays the writer's.
 bool q3_json_finish(q3_json_writer *writer, q3_error *err);
 void q3_json_writer_free(q3_json_writer *writer);
 

@@ -15,20 +15,20 @@ enum {
     HEADER_RESERVED = 25, // seven bytes
     HEADER_BYTES = 32,
 
-    GROUP_STORED_BYTES = BITPLANE_GROUP + BITPLANE_PLANES_BYTES,
+    GROUP_STORED_BYTES = Q3_BITPLANE_GROUP + Q3_BITPLANE_PLANES_BYTES,
     ALIGNMENT = 64, // of the low bytes in the frame
 };
 
-void bitplane_kernels_fill(bitplane_kernels *kernels, q3_cpu_level level)
+void q3_bitplane_kernels_fill(q3_bitplane_kernels *kernels, q3_cpu_level level)
 {
-    bitplane_kernels_fill_c(kernels);
+    q3_bitplane_kernels_fill_c(kernels);
 #if defined __x86_64__
     if (level < Q3_CPU_AVX2)
         return;
-    bitplane_kernels_fill_avx2(kernels);
+    q3_bitplane_kernels_fill_avx2(kernels);
     if (level < Q3_CPU_AVX512)
         return;
-    bitplane_kernels_fill_avx512(kernels);
+    q3_bitplane_kernels_fill_avx512(kernels);
 #else
     (void)level;
 #endif
@@ -37,7 +37,7 @@ void bitplane_kernels_fill(bitplane_kernels *kernels, q3_cpu_level level)
 void q3_bitplane_init(q3_bitplane *state)
 {
     *state = (q3_bitplane){0};
-    bitplane_kernels_fill(&state->kernels, q3_cpu_in_use());
+    q3_bitplane_kernels_fill(&state->kernels, q3_cpu_in_use());
 }
 
 void q3_bitplane_free(q3_bitplane *state)
@@ -54,11 +54,11 @@ static size_t divide_up(size_t number, size_t by)
 
 // ---- decoding ----
 
-static bool check_tables(bitplane_view *view, q3_error *err)
+static bool check_tables(q3_bitplane_view *view, q3_error *err)
 {
     for (unsigned t = 0; t < view->tables; t++) {
-        const uint8_t *table = view->table + t * BITPLANE_TABLE_BYTES;
-        for (unsigned i = 0; i < BITPLANE_CODED; i++) {
+        const uint8_t *table = view->table + t * Q3_BITPLANE_TABLE_BYTES;
+        for (unsigned i = 0; i < Q3_BITPLANE_CODED; i++) {
             uint64_t *word = &view->coded[t][table[i] / 64];
             const uint64_t bit = UINT64_C(1) << table[i] % 64;
             if (*word & bit)
@@ -66,28 +66,28 @@ static bool check_tables(bitplane_view *view, q3_error *err)
                                "bit-plane frame: table %u has the exponent %u twice", t, table[i]);
             *word |= bit;
         }
-        if (table[BITPLANE_CODED])
+        if (table[Q3_BITPLANE_CODED])
             return q3_fail(err, Q3_MALFORMED,
                            "bit-plane frame: the last byte of table %u is not zero", t);
     }
     return true;
 }
 
-static bool check_numbers(const bitplane_view *view, size_t segments, q3_error *err)
+static bool check_numbers(const q3_bitplane_view *view, size_t segments, q3_error *err)
 {
     for (size_t i = 0; i < segments; i++)
-        if (bitplane_number(view, i) >= view->tables)
+        if (q3_bitplane_number(view, i) >= view->tables)
             return q3_fail(err, Q3_MALFORMED,
                            "bit-plane frame: segment %zu asks for table %u of %u", i,
-                           bitplane_number(view, i), view->tables);
+                           q3_bitplane_number(view, i), view->tables);
     if (segments % 4 && view->numbers[segments / 4] >> segments % 4 * 2)
         return q3_fail(err, Q3_MALFORMED,
                        "bit-plane frame: bits behind the last table number are not zero");
     return true;
 }
 
-bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
-                      bitplane_view *view, q3_error *err)
+bool q3_bitplane_parse(const void *stored, size_t stored_bytes, size_t raw_bytes,
+                       q3_bitplane_view *view, q3_error *err)
 {
     const q3_bytes frame = {stored, stored_bytes};
     uint32_t weights, segment_groups, stream_bytes[4];
@@ -99,11 +99,11 @@ bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
     q3_read_u32(frame, HEADER_SEGMENT_GROUPS, &segment_groups);
     for (unsigned i = 0; i < 4; i++)
         q3_read_u32(frame, HEADER_ONE + 4 * i, &stream_bytes[i]);
-    *view = (bitplane_view){.weights = weights,
-                            .groups = weights / BITPLANE_GROUP,
-                            .segment_groups = segment_groups,
-                            .tables = frame.data[HEADER_TABLES],
-                            .frame = frame.data};
+    *view = (q3_bitplane_view){.weights = weights,
+                               .groups = weights / Q3_BITPLANE_GROUP,
+                               .segment_groups = segment_groups,
+                               .tables = frame.data[HEADER_TABLES],
+                               .frame = frame.data};
     if (raw_bytes % 2 || view->weights != raw_bytes / 2)
         return q3_fail(err, Q3_MALFORMED,
                        "bit-plane frame: expected weights of %zu bytes, found %zu weights",
@@ -111,9 +111,9 @@ bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
     if (view->groups == 0)
         return q3_fail(err, Q3_MALFORMED, "bit-plane frame: %zu weights are less than a group",
                        view->weights);
-    if (view->tables == 0 || view->tables > BITPLANE_TABLES_MAX)
+    if (view->tables == 0 || view->tables > Q3_BITPLANE_TABLES_MAX)
         return q3_fail(err, Q3_MALFORMED, "bit-plane frame: expected 1 to %d tables, found %u",
-                       BITPLANE_TABLES_MAX, view->tables);
+                       Q3_BITPLANE_TABLES_MAX, view->tables);
     if (view->segment_groups == 0 || view->segment_groups > view->groups ||
         (view->tables == 1 && view->segment_groups != view->groups))
         return q3_fail(err, Q3_MALFORMED,
@@ -127,14 +127,14 @@ bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
     const size_t segments = divide_up(view->groups, view->segment_groups);
     const size_t numbers_bytes = view->tables == 1 ? 0 : divide_up(segments, 4);
     const uint64_t tables_at = HEADER_BYTES;
-    const uint64_t numbers_at = tables_at + (uint64_t)view->tables * BITPLANE_TABLE_BYTES;
+    const uint64_t numbers_at = tables_at + (uint64_t)view->tables * Q3_BITPLANE_TABLE_BYTES;
     uint64_t at = numbers_at + numbers_bytes, low_at;
     q3_bytes *const streams[4] = {&view->one, &view->two, &view->three, &view->escapes};
     for (unsigned i = 0; i < 4; i++)
         at += stream_bytes[i];
     q3_align(at, ALIGNMENT, &low_at);
-    const uint64_t expected =
-        low_at + (uint64_t)view->groups * GROUP_STORED_BYTES + view->weights % BITPLANE_GROUP * 2;
+    const uint64_t expected = low_at + (uint64_t)view->groups * GROUP_STORED_BYTES +
+                              view->weights % Q3_BITPLANE_GROUP * 2;
     if (frame.size != expected)
         return q3_fail(err, Q3_MALFORMED,
                        "bit-plane frame: its sections take %llu bytes, found %zu",
@@ -150,8 +150,8 @@ bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
         return q3_fail(err, Q3_MALFORMED,
                        "bit-plane frame: bytes between the streams and the low bytes are not zero");
     view->low = frame.data + low_at;
-    view->planes = view->low + view->groups * BITPLANE_GROUP;
-    view->tail = view->planes + view->groups * BITPLANE_PLANES_BYTES;
+    view->planes = view->low + view->groups * Q3_BITPLANE_GROUP;
+    view->tail = view->planes + view->groups * Q3_BITPLANE_PLANES_BYTES;
     return check_tables(view, err) && (view->tables == 1 || check_numbers(view, segments, err));
 }
 
@@ -161,7 +161,8 @@ static bool ends(q3_bytes stream, size_t bits)
            (bits % 8 == 0 || stream.data[stream.size - 1] >> bits % 8 == 0);
 }
 
-bool q3_bitplane_finished(const bitplane_view *view, const bitplane_cursors *end, q3_error *err)
+bool q3_bitplane_finished(const q3_bitplane_view *view, const q3_bitplane_cursors *end,
+                          q3_error *err)
 {
     if (ends(view->one, end->one) && ends(view->two, end->two) && ends(view->three, end->three) &&
         view->escapes.size == end->escapes)
@@ -173,11 +174,11 @@ bool q3_bitplane_finished(const bitplane_view *view, const bitplane_cursors *end
 bool q3_bitplane_decode(const q3_bitplane *state, const void *stored, size_t stored_bytes,
                         void *raw, size_t raw_bytes, bool streaming, q3_error *err)
 {
-    bitplane_view view;
-    if (!q3_bitplane_view(stored, stored_bytes, raw_bytes, &view, err))
+    q3_bitplane_view view;
+    if (!q3_bitplane_parse(stored, stored_bytes, raw_bytes, &view, err))
         return false;
     streaming = streaming && (uintptr_t)raw % 64 == 0;
-    bitplane_cursors end;
+    q3_bitplane_cursors end;
     const bool inside = streaming ? state->kernels.decode_streaming(&view, raw, &end)
                                   : state->kernels.decode(&view, raw, &end);
     if (!inside)
@@ -185,7 +186,7 @@ bool q3_bitplane_decode(const q3_bitplane *state, const void *stored, size_t sto
                        "bit-plane frame: the streams do not hold what the planes say");
     if (!q3_bitplane_finished(&view, &end, err))
         return false;
-    const size_t whole = view.groups * BITPLANE_GROUP * 2;
+    const size_t whole = view.groups * Q3_BITPLANE_GROUP * 2;
     memcpy((uint8_t *)raw + whole, view.tail, raw_bytes - whole);
     return true;
 }
@@ -202,7 +203,7 @@ static void add_sizes(stream_sizes *sizes, unsigned index, uint64_t count)
     sizes->one += index >= 2 ? count : 0;
     sizes->two += index >= 5 ? 2 * count : 0;
     sizes->three += index >= 8 ? 3 * count : 0;
-    sizes->escapes += index == BITPLANE_ESCAPE ? count : 0;
+    sizes->escapes += index == Q3_BITPLANE_ESCAPE ? count : 0;
 }
 
 static size_t streams_bytes(const stream_sizes *sizes)
@@ -222,8 +223,8 @@ enum {
 static size_t choose_segment_groups(size_t groups, size_t row)
 {
     size_t unit = SEGMENT_GROUPS_USUAL;
-    if (row && row % BITPLANE_GROUP == 0 && row / BITPLANE_GROUP <= groups)
-        unit = row / BITPLANE_GROUP;
+    if (row && row % Q3_BITPLANE_GROUP == 0 && row / Q3_BITPLANE_GROUP <= groups)
+        unit = row / Q3_BITPLANE_GROUP;
     size_t segment = unit;
     if (segment < SEGMENT_GROUPS_LEAST)
         segment = unit * divide_up(SEGMENT_GROUPS_LEAST, unit);
@@ -247,16 +248,16 @@ static void count_exponents(const uint8_t *raw, size_t weights, uint32_t counts[
 }
 
 // The most frequent exponents in descending order, of equal ones the lower first.
-static void rank_exponents(const uint32_t counts[256], uint8_t table[BITPLANE_TABLE_BYTES])
+static void rank_exponents(const uint32_t counts[256], uint8_t table[Q3_BITPLANE_TABLE_BYTES])
 {
-    uint32_t count_of[BITPLANE_CODED];
+    uint32_t count_of[Q3_BITPLANE_CODED];
     unsigned used = 0;
     for (unsigned e = 0; e < 256; e++) {
         unsigned at = used;
-        if (used < BITPLANE_CODED)
+        if (used < Q3_BITPLANE_CODED)
             used++;
-        else if (counts[e] > count_of[BITPLANE_CODED - 1])
-            at = BITPLANE_CODED - 1;
+        else if (counts[e] > count_of[Q3_BITPLANE_CODED - 1])
+            at = Q3_BITPLANE_CODED - 1;
         else
             continue;
         for (; at && count_of[at - 1] < counts[e]; at--) {
@@ -266,13 +267,13 @@ static void rank_exponents(const uint32_t counts[256], uint8_t table[BITPLANE_TA
         count_of[at] = counts[e];
         table[at] = (uint8_t)e;
     }
-    table[BITPLANE_CODED] = 0;
+    table[Q3_BITPLANE_CODED] = 0;
 }
 
-static void invert_table(const uint8_t table[BITPLANE_TABLE_BYTES], uint8_t index[256])
+static void invert_table(const uint8_t table[Q3_BITPLANE_TABLE_BYTES], uint8_t index[256])
 {
-    memset(index, BITPLANE_ESCAPE, 256);
-    for (unsigned i = 0; i < BITPLANE_CODED; i++)
+    memset(index, Q3_BITPLANE_ESCAPE, 256);
+    for (unsigned i = 0; i < Q3_BITPLANE_CODED; i++)
         index[table[i]] = (uint8_t)i;
 }
 
@@ -311,33 +312,33 @@ static void assign_by_mean(const survey *s, uint8_t *numbers)
     }
     qsort(means, s->segments, sizeof *means, compare_means);
     for (size_t i = 0; i < s->segments; i++)
-        numbers[means[i].segment] = (uint8_t)(i * BITPLANE_TABLES_MAX / s->segments);
+        numbers[means[i].segment] = (uint8_t)(i * Q3_BITPLANE_TABLES_MAX / s->segments);
 }
 
-static void make_tables(const survey *s, bitplane_plan *plan, const uint8_t *numbers)
+static void make_tables(const survey *s, q3_bitplane_plan *plan, const uint8_t *numbers)
 {
-    uint32_t counts[BITPLANE_TABLES_MAX][256] = {0};
+    uint32_t counts[Q3_BITPLANE_TABLES_MAX][256] = {0};
     for (size_t i = 0; i < s->segments; i++)
         for (unsigned e = s->lowest; e <= s->highest; e++)
             counts[numbers[i]][e] += s->counts[256 * i + e];
-    for (unsigned t = 0; t < BITPLANE_TABLES_MAX; t++) {
+    for (unsigned t = 0; t < Q3_BITPLANE_TABLES_MAX; t++) {
         rank_exponents(counts[t], plan->table[t]);
         invert_table(plan->table[t], plan->index[t]);
     }
 }
 
 // Gives each segment the table that stores it in the fewest bits.
-static void assign_by_cost(const survey *s, const bitplane_plan *plan, uint8_t *numbers)
+static void assign_by_cost(const survey *s, const q3_bitplane_plan *plan, uint8_t *numbers)
 {
     static const uint8_t bits[16] = {2, 2, 3, 3, 3, 5, 5, 5, 8, 8, 8, 8, 8, 8, 8, 16};
-    uint32_t cost_of[BITPLANE_TABLES_MAX][256];
-    for (unsigned t = 0; t < BITPLANE_TABLES_MAX; t++)
+    uint32_t cost_of[Q3_BITPLANE_TABLES_MAX][256];
+    for (unsigned t = 0; t < Q3_BITPLANE_TABLES_MAX; t++)
         for (unsigned e = 0; e < 256; e++)
             cost_of[t][e] = bits[plan->index[t][e]];
     for (size_t i = 0; i < s->segments; i++) {
         const uint32_t *counts = s->counts + 256 * i;
         uint32_t least = UINT32_MAX;
-        for (unsigned t = 0; t < BITPLANE_TABLES_MAX; t++) {
+        for (unsigned t = 0; t < Q3_BITPLANE_TABLES_MAX; t++) {
             uint32_t cost = 0; // of at most 2^23 weights
             for (unsigned e = s->lowest; e <= s->highest; e++)
                 cost += counts[e] * cost_of[t][e];
@@ -349,7 +350,7 @@ static void assign_by_cost(const survey *s, const bitplane_plan *plan, uint8_t *
     }
 }
 
-static stream_sizes measure(const survey *s, const bitplane_plan *plan, const uint8_t *numbers)
+static stream_sizes measure(const survey *s, const q3_bitplane_plan *plan, const uint8_t *numbers)
 {
     stream_sizes sizes = {0};
     for (size_t i = 0; i < s->segments; i++)
@@ -359,14 +360,14 @@ static stream_sizes measure(const survey *s, const bitplane_plan *plan, const ui
 }
 
 // Leaves out tables that no segment uses.
-static void drop_unused(const survey *s, bitplane_plan *plan, uint8_t *numbers)
+static void drop_unused(const survey *s, q3_bitplane_plan *plan, uint8_t *numbers)
 {
-    bool used[BITPLANE_TABLES_MAX] = {0};
-    uint8_t renamed[BITPLANE_TABLES_MAX] = {0};
+    bool used[Q3_BITPLANE_TABLES_MAX] = {0};
+    uint8_t renamed[Q3_BITPLANE_TABLES_MAX] = {0};
     for (size_t i = 0; i < s->segments; i++)
         used[numbers[i]] = true;
     plan->tables = 0;
-    for (unsigned t = 0; t < BITPLANE_TABLES_MAX; t++)
+    for (unsigned t = 0; t < Q3_BITPLANE_TABLES_MAX; t++)
         if (used[t]) {
             renamed[t] = (uint8_t)plan->tables;
             memmove(plan->table[plan->tables], plan->table[t], sizeof *plan->table);
@@ -379,11 +380,11 @@ static void drop_unused(const survey *s, bitplane_plan *plan, uint8_t *numbers)
 
 static size_t tables_bytes(unsigned tables, size_t segments)
 {
-    return tables * BITPLANE_TABLE_BYTES + (tables == 1 ? 0 : divide_up(segments, 4));
+    return tables * Q3_BITPLANE_TABLE_BYTES + (tables == 1 ? 0 : divide_up(segments, 4));
 }
 
 // Decides on tables and on the table of each segment (numbers has room for SEGMENTS_MAX).
-static stream_sizes make_plan(const survey *s, bitplane_plan *plan, uint8_t *numbers)
+static stream_sizes make_plan(const survey *s, q3_bitplane_plan *plan, uint8_t *numbers)
 {
     stream_sizes several = {0};
     size_t several_bytes = SIZE_MAX;
@@ -405,7 +406,7 @@ static stream_sizes make_plan(const survey *s, bitplane_plan *plan, uint8_t *num
     for (size_t i = 0; i < s->segments; i++)
         for (unsigned e = s->lowest; e <= s->highest; e++)
             counts[e] += s->counts[256 * i + e];
-    uint8_t table[BITPLANE_TABLE_BYTES], index[256];
+    uint8_t table[Q3_BITPLANE_TABLE_BYTES], index[256];
     rank_exponents(counts, table);
     invert_table(table, index);
     stream_sizes single = {0};
@@ -421,7 +422,7 @@ static stream_sizes make_plan(const survey *s, bitplane_plan *plan, uint8_t *num
     return single;
 }
 
-static void survey_frame(const uint8_t *raw, const bitplane_plan *plan, size_t segments,
+static void survey_frame(const uint8_t *raw, const q3_bitplane_plan *plan, size_t segments,
                          uint32_t *counts, survey *s)
 {
     *s = (survey){.segments = segments, .counts = counts, .lowest = 255, .highest = 0};
@@ -430,7 +431,8 @@ static void survey_frame(const uint8_t *raw, const bitplane_plan *plan, size_t s
         const size_t done = i * plan->segment_groups;
         const size_t left = plan->groups - done;
         const size_t size = left < plan->segment_groups ? left : plan->segment_groups;
-        count_exponents(raw + done * BITPLANE_GROUP * 2, size * BITPLANE_GROUP, counts + 256 * i);
+        count_exponents(raw + done * Q3_BITPLANE_GROUP * 2, size * Q3_BITPLANE_GROUP,
+                        counts + 256 * i);
         for (unsigned e = 0; e < 256; e++)
             present[e] |= counts[256 * i + e];
     }
@@ -447,10 +449,11 @@ bool q3_bitplane_encode(q3_bitplane *state, const void *raw, size_t raw_bytes, s
                         void *stored, size_t *stored_bytes, q3_error *err)
 {
     *stored_bytes = raw_bytes;
-    const size_t weights = raw_bytes / 2, groups = weights / BITPLANE_GROUP;
+    const size_t weights = raw_bytes / 2, groups = weights / Q3_BITPLANE_GROUP;
     if (groups == 0 || raw_bytes % 2 || weights > UINT32_MAX)
         return true;
-    bitplane_plan plan = {.groups = groups, .segment_groups = choose_segment_groups(groups, row)};
+    q3_bitplane_plan plan = {.groups = groups,
+                             .segment_groups = choose_segment_groups(groups, row)};
     const size_t segments = divide_up(groups, plan.segment_groups);
     if (!q3_grow(&state->counts, &state->counts_capacity, segments * 256, sizeof *state->counts,
                  err))
@@ -466,21 +469,21 @@ bool q3_bitplane_encode(q3_bitplane *state, const void *raw, size_t raw_bytes, s
     const size_t streams_at = HEADER_BYTES + tables_bytes(plan.tables, segments);
     size_t at = streams_at + streams_bytes(&sizes);
     const size_t low_at = divide_up(at, ALIGNMENT) * ALIGNMENT;
-    const size_t size = low_at + groups * GROUP_STORED_BYTES + weights % BITPLANE_GROUP * 2;
+    const size_t size = low_at + groups * GROUP_STORED_BYTES + weights % Q3_BITPLANE_GROUP * 2;
     if (size >= raw_bytes)
         return true;
     // Streams are made at the side: writing them in place would need care at each one's end.
     if (!q3_grow(&state->streams, &state->streams_capacity,
-                 streams_bytes(&sizes) + 4 * BITPLANE_SLACK, 1, err))
+                 streams_bytes(&sizes) + 4 * Q3_BITPLANE_SLACK, 1, err))
         return false;
     uint8_t *frame = stored, *side = state->streams;
     uint8_t **const streams[4] = {&plan.one, &plan.two, &plan.three, &plan.escapes};
     for (unsigned i = 0; i < 4; i++) {
         *streams[i] = side;
-        side += stream_bytes[i] + BITPLANE_SLACK;
+        side += stream_bytes[i] + Q3_BITPLANE_SLACK;
     }
     plan.low = frame + low_at;
-    plan.planes = plan.low + groups * BITPLANE_GROUP;
+    plan.planes = plan.low + groups * Q3_BITPLANE_GROUP;
     state->kernels.encode(&plan, raw);
 
     memset(frame, 0, streams_at);
@@ -488,11 +491,11 @@ bool q3_bitplane_encode(q3_bitplane *state, const void *raw, size_t raw_bytes, s
     q3_put_u32(frame + HEADER_SEGMENT_GROUPS, (uint32_t)plan.segment_groups);
     frame[HEADER_TABLES] = (uint8_t)plan.tables;
     for (unsigned t = 0; t < plan.tables; t++)
-        memcpy(frame + HEADER_BYTES + t * BITPLANE_TABLE_BYTES, plan.table[t],
-               BITPLANE_TABLE_BYTES);
+        memcpy(frame + HEADER_BYTES + t * Q3_BITPLANE_TABLE_BYTES, plan.table[t],
+               Q3_BITPLANE_TABLE_BYTES);
     if (plan.tables > 1)
         for (size_t i = 0; i < segments; i++)
-            frame[HEADER_BYTES + plan.tables * BITPLANE_TABLE_BYTES + i / 4] |=
+            frame[HEADER_BYTES + plan.tables * Q3_BITPLANE_TABLE_BYTES + i / 4] |=
                 (uint8_t)(numbers[i] << i % 4 * 2);
     at = streams_at;
     for (unsigned i = 0; i < 4; i++) {
@@ -501,8 +504,8 @@ bool q3_bitplane_encode(q3_bitplane *state, const void *raw, size_t raw_bytes, s
         at += stream_bytes[i];
     }
     memset(frame + at, 0, low_at - at);
-    const size_t whole = groups * BITPLANE_GROUP * 2;
-    memcpy(plan.planes + groups * BITPLANE_PLANES_BYTES, (const uint8_t *)raw + whole,
+    const size_t whole = groups * Q3_BITPLANE_GROUP * 2;
+    memcpy(plan.planes + groups * Q3_BITPLANE_PLANES_BYTES, (const uint8_t *)raw + whole,
            raw_bytes - whole);
     *stored_bytes = size;
     return true;

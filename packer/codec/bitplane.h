@@ -15,7 +15,7 @@
 
 // Functions chosen once, and scratch of the encoder that grows on first use.
 typedef struct q3_bitplane {
-    bitplane_kernels kernels;
+    q3_bitplane_kernels kernels;
     uint32_t *counts; // of exponents: 256 for each segment
     size_t counts_capacity;
     uint8_t *streams;
@@ -40,10 +40,11 @@ bool q3_bitplane_decode(const q3_bitplane *state, const void *stored, size_t sto
 
 // Checks a stored frame's header and tables and finds its sections. For those who decode it group
 // by group.
-bool q3_bitplane_view(const void *stored, size_t stored_bytes, size_t raw_bytes,
-                      bitplane_view *view, q3_error *err);
+bool q3_bitplane_parse(const void *stored, size_t stored_bytes, size_t raw_bytes,
+                       q3_bitplane_view *view, q3_error *err);
 // Once all groups are decoded: did the cursors come to the ends of the streams, and are the bits
 // behind them zero?
-bool q3_bitplane_finished(const bitplane_view *view, const bitplane_cursors *end, q3_error *err);
+bool q3_bitplane_finished(const q3_bitplane_view *view, const q3_bitplane_cursors *end,
+                          q3_error *err);
 
 #endif

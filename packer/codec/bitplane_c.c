@@ -59,8 +59,8 @@ static inline uint64_t bits_to_bytes(uint64_t bits)
 
 // What streams two and three say of the weights in `beyond_4`, about one in ten: their indices, and
 // in *escapes those of index 15.
-static bool take_rare(const bitplane_view *view, bitplane_cursors *at, uint64_t beyond_4,
-                      uint8_t indices[BITPLANE_GROUP], uint64_t *escapes)
+static bool take_rare(const q3_bitplane_view *view, q3_bitplane_cursors *at, uint64_t beyond_4,
+                      uint8_t indices[Q3_BITPLANE_GROUP], uint64_t *escapes)
 {
     const unsigned count = count_bits(beyond_4);
     const uint64_t all = count < 64 ? (UINT64_C(1) << count) - 1 : UINT64_MAX;
@@ -80,47 +80,48 @@ static bool take_rare(const bitplane_view *view, bitplane_cursors *at, uint64_t 
             for (unsigned i = 0; i < 3; i++, three[i - 1] >>= 1)
                 index += (unsigned)(three[i] & 1) << i;
         indices[byte] = (uint8_t)index;
-        *escapes |= (uint64_t)(index == BITPLANE_ESCAPE) << byte;
+        *escapes |= (uint64_t)(index == Q3_BITPLANE_ESCAPE) << byte;
     }
     return true;
 }
 
-bool bitplane_decode_c(const bitplane_view *view, uint8_t *raw, bitplane_cursors *end)
+bool q3_bitplane_decode_c(const q3_bitplane_view *view, uint8_t *raw, q3_bitplane_cursors *end)
 {
-    bitplane_cursors at = {0};
+    q3_bitplane_cursors at = {0};
     unsigned number = 0;
     uint16_t exponent_bits[16] = {0}; // of each index, at their place in a bf16
     for (size_t group = 0; group < view->groups; group++) {
         if (group % view->segment_groups == 0) {
-            number = bitplane_number(view, group / view->segment_groups);
-            for (unsigned i = 0; i < BITPLANE_CODED; i++)
-                exponent_bits[i] = (uint16_t)(view->table[number * BITPLANE_TABLE_BYTES + i] << 7);
+            number = q3_bitplane_number(view, group / view->segment_groups);
+            for (unsigned i = 0; i < Q3_BITPLANE_CODED; i++)
+                exponent_bits[i] =
+                    (uint16_t)(view->table[number * Q3_BITPLANE_TABLE_BYTES + i] << 7);
         }
-        const uint64_t first = load(view->planes + group * BITPLANE_PLANES_BYTES);
-        const uint64_t second = load(view->planes + group * BITPLANE_PLANES_BYTES + 8);
+        const uint64_t first = load(view->planes + group * Q3_BITPLANE_PLANES_BYTES);
+        const uint64_t second = load(view->planes + group * Q3_BITPLANE_PLANES_BYTES + 8);
         uint64_t bits, escapes;
         if (!take(view->one, &at.one, count_bits(second), &bits))
             return false;
         const uint64_t third = spread(bits, second);
-        uint8_t indices[BITPLANE_GROUP];
-        for (unsigned byte = 0; byte < BITPLANE_GROUP; byte += 8)
+        uint8_t indices[Q3_BITPLANE_GROUP];
+        for (unsigned byte = 0; byte < Q3_BITPLANE_GROUP; byte += 8)
             q3_put_u64(indices + byte, bits_to_bytes(first >> byte) +
                                            2 * bits_to_bytes(second >> byte) +
                                            2 * bits_to_bytes(third >> byte));
         if (!take_rare(view, &at, first & second & third, indices, &escapes))
             return false;
-        const uint8_t *low = view->low + group * BITPLANE_GROUP;
-        uint8_t *to = raw + group * BITPLANE_GROUP * 2;
-        for (unsigned byte = 0; byte < BITPLANE_GROUP; byte += 8)
+        const uint8_t *low = view->low + group * Q3_BITPLANE_GROUP;
+        uint8_t *to = raw + group * Q3_BITPLANE_GROUP * 2;
+        for (unsigned byte = 0; byte < Q3_BITPLANE_GROUP; byte += 8)
             for (unsigned i = 0; i < 8; i++)
-                q3_put_u16(to + 2 * (bitplane_weight_of(byte) + i),
+                q3_put_u16(to + 2 * (q3_bitplane_weight_of(byte) + i),
                            (uint16_t)((low[byte + i] & 0x80) << 8 | (low[byte + i] & 0x7f) |
                                       exponent_bits[indices[byte + i]]));
         for (; escapes; escapes &= escapes - 1, at.escapes++) {
             if (at.escapes == view->escapes.size ||
-                bitplane_is_coded(view, number, view->escapes.data[at.escapes]))
+                q3_bitplane_is_coded(view, number, view->escapes.data[at.escapes]))
                 return false;
-            uint8_t *weight = to + 2 * bitplane_weight_of((unsigned)__builtin_ctzll(escapes));
+            uint8_t *weight = to + 2 * q3_bitplane_weight_of((unsigned)__builtin_ctzll(escapes));
             weight[0] |= (uint8_t)(view->escapes.data[at.escapes] << 7);
             weight[1] |= view->escapes.data[at.escapes] >> 1;
         }
@@ -155,18 +156,18 @@ static void finish(bit_writer *writer)
         *writer->to = (uint8_t)writer->pending;
 }
 
-static void encode_c(const bitplane_plan *plan, const uint8_t *raw)
+static void encode_c(const q3_bitplane_plan *plan, const uint8_t *raw)
 {
     bit_writer one = {.to = plan->one}, two = {.to = plan->two}, three = {.to = plan->three};
     uint8_t *escape = plan->escapes;
     for (size_t group = 0; group < plan->groups; group++) {
         const uint8_t *index = plan->index[plan->numbers[group / plan->segment_groups]];
-        const uint8_t *from = raw + group * BITPLANE_GROUP * 2;
-        uint8_t *low = plan->low + group * BITPLANE_GROUP;
+        const uint8_t *from = raw + group * Q3_BITPLANE_GROUP * 2;
+        uint8_t *low = plan->low + group * Q3_BITPLANE_GROUP;
         uint64_t first = 0, second = 0, third = 0, of_two[2] = {0}, of_three[3] = {0};
         unsigned thirds = 0, twos = 0, threes = 0;
-        for (unsigned byte = 0; byte < BITPLANE_GROUP; byte++) {
-            const uint8_t *weight = from + bitplane_weight_of(byte) * 2;
+        for (unsigned byte = 0; byte < Q3_BITPLANE_GROUP; byte++) {
+            const uint8_t *weight = from + q3_bitplane_weight_of(byte) * 2;
             const unsigned value = weight[0] | (unsigned)weight[1] << 8;
             const unsigned exponent = value >> 7 & 0xff;
             low[byte] = (uint8_t)((value >> 8 & 0x80) | (value & 0x7f));
@@ -185,11 +186,11 @@ static void encode_c(const bitplane_plan *plan, const uint8_t *raw)
             thirds += i >= 2;
             twos += i >= 5;
             threes += i >= 8;
-            if (i == BITPLANE_ESCAPE)
+            if (i == Q3_BITPLANE_ESCAPE)
                 *escape++ = (uint8_t)exponent;
         }
-        q3_put_u64(plan->planes + group * BITPLANE_PLANES_BYTES, first);
-        q3_put_u64(plan->planes + group * BITPLANE_PLANES_BYTES + 8, second);
+        q3_put_u64(plan->planes + group * Q3_BITPLANE_PLANES_BYTES, first);
+        q3_put_u64(plan->planes + group * Q3_BITPLANE_PLANES_BYTES + 8, second);
         put(&one, third, thirds);
         put(&two, of_two[0], twos);
         put(&two, of_two[1], twos);
@@ -201,11 +202,11 @@ static void encode_c(const bitplane_plan *plan, const uint8_t *raw)
     finish(&three);
 }
 
-void bitplane_kernels_fill_c(bitplane_kernels *kernels)
+void q3_bitplane_kernels_fill_c(q3_bitplane_kernels *kernels)
 {
-    *kernels = (bitplane_kernels){
-        .decode = bitplane_decode_c,
-        .decode_streaming = bitplane_decode_c,
+    *kernels = (q3_bitplane_kernels){
+        .decode = q3_bitplane_decode_c,
+        .decode_streaming = q3_bitplane_decode_c,
         .encode = encode_c,
     };
 }

@@ -318,7 +318,7 @@ static void test_journals(void **state)
             uint64_t size;
             q3_hash128 root;
             char digits[Q3_HASH_TEXT];
-            assert_true(q3_journal_find(journal, &place, &size, &root));
+            assert_true(q3_journal_find(journal, &place, Q3_WHOLE_FILE, &size, &root));
             assert_int_equal(size, 8192);
             assert_string_equal(q3_hash128_text(root, digits), DIGITS);
             q3_journal_close(journal);

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A checkpoint's index with two shards, a.safetensors and b.safetensors. An input has up to three
-// parts, with a byte 0xff between: the index, and of each shard the number of bytes of data and the
-// header's JSON, as for the target of safetensors headers. An empty part is a file that is absent.
+// A checkpoint's index with two shards, a.safetensors and b.safetensors. An input has up to four
+// parts, with a byte 0xff between: the index; of each shard the number of bytes of data and the
+// header's JSON, as for the target of safetensors headers; and a kept header of a.safetensors, in
+// eight bytes the shard's size and then its first bytes. An empty part is a file that is absent.
 #include "checkpoint.h"
 #include "fuzz.h"
 
 #include <stdlib.h>
+#include <sys/stat.h>
 
 static void write_shard(const char *name, q3_bytes part)
 {
@@ -43,7 +45,11 @@ static void check_checkpoint(const q3_checkpoint *checkpoint, bool sound)
         const q3_stored_tensor *tensor = &checkpoint->tensors[i];
         FUZZ_CHECK(tensor->shard < checkpoint->shard_count);
         FUZZ_CHECK(q3_checkpoint_find(checkpoint, tensor->tensor.name) == tensor);
-        FUZZ_CHECK(tensor->offset + tensor->tensor.bytes <= checkpoint->shards[tensor->shard].size);
+        const q3_shard *shard = &checkpoint->shards[tensor->shard];
+        FUZZ_CHECK(shard->read);
+        FUZZ_CHECK(tensor->offset >= shard->header_bytes &&
+                   tensor->offset + tensor->tensor.bytes <= shard->file_bytes);
+        FUZZ_CHECK(!sound || shard->file_bytes == shard->size);
         bytes += tensor->tensor.bytes;
     }
     FUZZ_CHECK(bytes == checkpoint->bytes);
@@ -56,28 +62,75 @@ static void check_checkpoint(const q3_checkpoint *checkpoint, bool sound)
     }
 }
 
+// Keeps the headers of all shards that were read, takes the shards away, and surveys again: the
+// same tensors.
+static void check_kept(const q3_checkpoint *before)
+{
+    q3_error err;
+    char *headers = q3_path_join(fuzz_directory(), "headers", &err);
+    FUZZ_CHECK(headers != NULL);
+    for (uint32_t i = 0; i < before->shard_count; i++)
+        if (before->shards[i].present && !q3_shard_save_header(before, i, headers, &err))
+            fuzz_violated(__FILE__, __LINE__, err.message);
+    for (uint32_t i = 0; i < before->shard_count; i++)
+        fuzz_remove(before->shards[i].name);
+    q3_checkpoint after;
+    size_t problems = 0;
+    if (!q3_checkpoint_survey(fuzz_directory(), &(q3_survey_options){.headers = headers}, hear,
+                              &problems, &after, &err))
+        fuzz_violated(__FILE__, __LINE__, err.message);
+    check_checkpoint(&after, false);
+    FUZZ_CHECK(after.tensor_count == before->tensor_count && after.bytes == before->bytes);
+    for (size_t i = 0; i < after.tensor_count; i++)
+        FUZZ_CHECK(strcmp(after.tensors[i].tensor.name, before->tensors[i].tensor.name) == 0 &&
+                   after.tensors[i].offset == before->tensors[i].offset);
+    q3_checkpoint_close(&after);
+    free(headers);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
+    static const char kept_a[] = "headers/a.safetensors.header";
+    static const char kept_b[] = "headers/b.safetensors.header";
     q3_bytes rest = {data, size};
     const q3_bytes index = fuzz_take_part(&rest), a = fuzz_take_part(&rest);
+    const q3_bytes b = fuzz_take_part(&rest);
+    mkdir(fuzz_path("headers"), 0777);
     fuzz_write("model.safetensors.index.json", index, 0);
     write_shard("a.safetensors", a);
-    write_shard("b.safetensors", rest);
+    write_shard("b.safetensors", b);
+    fuzz_remove(kept_b);
+    if (rest.size)
+        fuzz_write(kept_a, rest, 0);
+    else
+        fuzz_remove(kept_a);
     q3_checkpoint checkpoint;
     q3_error err;
     size_t problems = 0;
+    const q3_survey_options options = {.headers = rest.size ? fuzz_path("headers") : NULL,
+                                       .headers_only = rest.size % 2};
     const bool surveyed =
-        q3_checkpoint_survey(fuzz_directory(), hear, &problems, &checkpoint, &err);
-    if (surveyed) {
+        q3_checkpoint_survey(fuzz_directory(), NULL, hear, &problems, &checkpoint, &err);
+    if (surveyed)
         check_checkpoint(&checkpoint, problems == 0);
-        q3_checkpoint_close(&checkpoint);
-    }
-    if (q3_checkpoint_open(fuzz_directory(), &checkpoint, &err)) {
+    q3_checkpoint other;
+    if (q3_checkpoint_open(fuzz_directory(), &other, &err)) {
         FUZZ_CHECK(surveyed && problems <= 1); // total_size may be wrong
-        check_checkpoint(&checkpoint, true);
-        q3_checkpoint_close(&checkpoint);
+        check_checkpoint(&other, true);
+        q3_checkpoint_close(&other);
     } else {
         FUZZ_CHECK(!surveyed || problems > 0);
+    }
+    size_t others = 0;
+    if (rest.size &&
+        q3_checkpoint_survey(fuzz_directory(), &options, hear, &others, &other, &err)) {
+        check_checkpoint(&other, false);
+        q3_checkpoint_close(&other);
+    }
+    if (surveyed) {
+        if (problems == 0 && rest.size == 0)
+            check_kept(&checkpoint);
+        q3_checkpoint_close(&checkpoint);
     }
     return 0;
 }

@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-static void check_header(const q3_safetensors *header, uint64_t size)
+static void check_header(const q3_safetensors *header)
 {
     uint64_t end = header->header_bytes;
     for (size_t i = 0; i < header->count; i++) {
@@ -23,7 +23,7 @@ static void check_header(const q3_safetensors *header, uint64_t size)
         FUZZ_CHECK(header->tensors[i].offset == end);
         end += bytes;
     }
-    FUZZ_CHECK(end == size);
+    FUZZ_CHECK(end == header->file_bytes);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -46,7 +46,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         head = fuzz_copy(text);
     }
     if (q3_safetensors_parse("input", (q3_bytes){head, text.size}, file_bytes, &header, &err)) {
-        check_header(&header, file_bytes);
+        check_header(&header);
+        FUZZ_CHECK(q3_safetensors_check_size("input", &header, file_bytes, &err) ==
+                   (header.file_bytes == file_bytes));
         q3_safetensors_free(&header);
     }
     free(head);

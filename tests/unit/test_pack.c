@@ -88,12 +88,19 @@ static const char *check_pack(const char *path, q3_error *err)
     if (!q3_pack_open(path, &pack, err))
         return err->message;
     q3_coder *coder = q3_coder_create(err);
-    bool ok = q3_pack_check_padding(&pack, err);
+    bool ok = q3_pack_check_lead(&pack, err);
     for (uint32_t t = 0; ok && t < pack.tensor_count; t++) {
         const q3_pack_tensor *tensor = &pack.tensors[t];
         uint8_t *raw = malloc(tensor->tensor.bytes + 1);
-        uint8_t *stored = malloc(q3_pack_longest_frame(&pack) + 1);
-        ok = q3_pack_read_tensor(&pack, tensor, coder, stored, raw, err) &&
+        size_t longest = 1;
+        for (uint32_t i = 0; i < tensor->frame_count; i++) {
+            const size_t span = (size_t)q3_pack_span(&pack, tensor, i);
+            longest = span > longest ? span : longest;
+        }
+        uint8_t *stored = malloc(longest);
+        for (uint32_t i = 0; ok && i < tensor->frame_count; i++)
+            ok = q3_pack_check_frame(&pack, tensor, i, stored, err);
+        ok = ok && q3_pack_read_tensor(&pack, tensor, coder, stored, raw, err) &&
              q3_pack_check_tensor(&pack, tensor, q3_hash128_of(raw, tensor->tensor.bytes), err);
         free(raw);
         free(stored);

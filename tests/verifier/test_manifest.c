@@ -89,6 +89,10 @@ static void manifests_follow_from_configurations(void **state)
     assert_derived(&config, "qwen3-omni-30b-a3b-instruct.json");
     silence(&config);
     assert_derived(&config, "qwen3-omni-30b-a3b-thinking.json");
+    assert_derived(&config, "qwen3-omni-30b-a3b-captioner.json");
+    q3_json_free(&config);
+    load_json(Q3_TEST_CONFIG_DIR "/qwen3-30b-a3b.json", &config);
+    assert_derived(&config, "qwen3-30b-a3b.json");
     q3_json_free(&config);
 }
 
@@ -104,6 +108,7 @@ static void manifests_follow_from_published_configuration(void **state)
     assert_derived(&config, "qwen3-omni-30b-a3b-instruct.json");
     silence(&config);
     assert_derived(&config, "qwen3-omni-30b-a3b-thinking.json");
+    assert_derived(&config, "qwen3-omni-30b-a3b-captioner.json");
     q3_json_free(&config);
     free(path);
 }
@@ -123,6 +128,10 @@ static void totals_are_the_published_ones(void **state)
         {"qwen3-omni-30b-a3b-thinking.json",
          {19743, 31719205488, 63438410976},
          {18867, 525, 351, 0, 0}},
+        {"qwen3-omni-30b-a3b-captioner.json",
+         {19743, 31719205488, 63438410976},
+         {18867, 525, 351, 0, 0}},
+        {"qwen3-30b-a3b.json", {18867, 30532122624, 61064245248}, {18867, 0, 0, 0, 0}},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         q3_manifest manifest;
@@ -178,8 +187,9 @@ static void what_is_written_is_read_back(void **state)
 {
     (void)state;
     static const char *const configs[] = {Q3_TEST_MODEL_DIR "/config.json",
-                                          Q3_TEST_CONFIG_DIR "/qwen3-omni-30b-a3b-instruct.json"};
-    for (size_t i = 0; i < 2; i++) {
+                                          Q3_TEST_CONFIG_DIR "/qwen3-omni-30b-a3b-instruct.json",
+                                          Q3_TEST_CONFIG_DIR "/qwen3-30b-a3b.json"};
+    for (size_t i = 0; i < 3; i++) {
         q3_json config;
         q3_manifest derived, read;
         q3_json_writer first, second;
@@ -258,6 +268,9 @@ static void a_manifest_by_hand(void **state)
     q3_manifest_free(&manifest);
 }
 
+#define DIGEST "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+#define SHARD(name, digest) "{\"name\": \"" name "\", \"bytes\": 7, \"sha256\": \"" digest "\"}"
+
 // The sample with one text replaced, and what reading it must say.
 static void bad_manifests_are_refused(void **state)
 {
@@ -281,6 +294,15 @@ static void bad_manifests_are_refused(void **state)
          "m.json: totals.bytes: expected 130 as the patterns give, found 131"},
         {"\"bytes\": 130}", "\"bytes\": 130, \"shards\": 1}",
          "m.json: totals: unknown key \"shards\""},
+        {"\"components\": [", "\"shards\": [], \"components\": [",
+         "m.json: shards: expected 1 to 10000 shards, found 0"},
+        {"\"components\": [", "\"shards\": [" SHARD("a/b", DIGEST) "], \"components\": [",
+         "m.json: shards[0].name: \"a/b\" cannot be the name of a shard"},
+        {"\"components\": [", "\"shards\": [" SHARD("a", "12") "], \"components\": [",
+         "m.json: shards[0].sha256: expected 64 lower-case hexadecimal digits, found \"12\""},
+        {"\"components\": [",
+         "\"shards\": [" SHARD("b", DIGEST) ", " SHARD("a", DIGEST) "], \"components\": [",
+         "m.json: shards[1].name: expected shards sorted by name and each once, found \"a\""},
         {"\"parameters\": 57", "\"parameters\": 58",
          "m.json: components[0].parameters: expected 57 as the patterns give, found 58"},
         {"\"parameters\": 57", "\"parameters\": -57",
@@ -365,6 +387,29 @@ static void bad_manifests_are_refused(void **state)
         assert_int_equal(err.code, Q3_MALFORMED);
         free(text);
     }
+}
+
+static void shards_are_read_and_written(void **state)
+{
+    (void)state;
+    const char *at = strstr(sample, "  \"components\"");
+    char *text = q3_test_path(
+        "%.*s  \"shards\": [\n    " SHARD("a", DIGEST) ",\n    " SHARD("b", DIGEST) "\n  ],\n%s",
+        (int)(at - sample), sample, at);
+    q3_manifest manifest;
+    q3_json_writer writer;
+    q3_error err;
+    if (!read_text(text, &manifest, &err))
+        fail_msg("%s", err.message);
+    assert_int_equal(manifest.shard_count, 2);
+    assert_string_equal(manifest.shards[1].name, "b");
+    assert_int_equal(manifest.shards[1].bytes, 7);
+    assert_int_equal(manifest.shards[1].sha256[7], 0xef);
+    write(&manifest, &writer);
+    assert_string_equal(writer.text, text);
+    q3_json_writer_free(&writer);
+    q3_manifest_free(&manifest);
+    free(text);
 }
 
 static void ambiguity_is_found(void **state)
@@ -492,6 +537,7 @@ int main(void)
         cmocka_unit_test(what_is_written_is_read_back),
         cmocka_unit_test(a_manifest_by_hand),
         cmocka_unit_test(bad_manifests_are_refused),
+        cmocka_unit_test(shards_are_read_and_written),
         cmocka_unit_test(ambiguity_is_found),
         cmocka_unit_test(files_that_cannot_be_read),
         cmocka_unit_test(instruct_names_every_published_tensor),

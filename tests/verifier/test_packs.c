@@ -50,7 +50,7 @@ static int destroy_world(void **state)
 static void check(const char *pack, const char *source, unsigned jobs, q3_findings *report)
 {
     q3_error err;
-    const q3_packs_options options = {.source = source, .jobs = jobs, .quiet = true};
+    const q3_packs_options options = {.source = source, .deep = true, .jobs = jobs, .quiet = true};
     *report = (q3_findings){.command = "packs", .path = pack, .against = source};
     if (!q3_packs_check(pack, &options, report, &err))
         fail_msg("%s", err.message);
@@ -132,7 +132,7 @@ static void damage_is_named(void **state)
     char *not_zero =
         q3_test_path("%s: byte %" PRIu64 " is padding, expected 0, found 8", norms, padding);
     check(pack, NULL, 2, &report);
-    ASSERT_MESSAGES(&report, damaged, not_zero);
+    ASSERT_MESSAGES(&report, not_zero, damaged);
     q3_findings_free(&report);
     free(bytes);
     free(damaged);
@@ -416,6 +416,158 @@ static void claims_are_checked(void **state)
     q3_test_remove(scratch);
 }
 
+// ---- parts of the work ----
+
+static const char shallow_note[] = "stored bytes were checked; --deep also decodes them and checks "
+                                   "the tensors' own hashes";
+
+static void check_as(const char *pack, const q3_packs_options *options, q3_findings *report)
+{
+    q3_error err;
+    *report = (q3_findings){.command = "packs", .path = pack};
+    if (!q3_packs_check(pack, options, report, &err))
+        fail_msg("%s", err.message);
+}
+
+// Bytes whose hash is right and that do not decode: only decoding tells.
+static void what_only_deep_finds(void **state)
+{
+    const world *w = *state;
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->small);
+    char *path = q3_test_path("%s/final_norm.q3p", pack);
+    size_t size;
+    uint8_t *data = (uint8_t *)q3_test_read(path, &size);
+    uint64_t directory_bytes = 0;
+    assert_true(q3_read_u64((q3_bytes){data, size}, HEADER_DIRECTORY_BYTES, &directory_bytes));
+    data[HEADER_BYTES + TENSOR_HASH] ^= 1;
+    q3_put_u64(data + HEADER_DIRECTORY_HASH,
+               q3_hash64(data + HEADER_BYTES, (size_t)directory_bytes));
+    q3_put_u64(data + HEADER_HASH, q3_hash64(data, HEADER_HASH));
+    q3_test_write(path, data, size);
+    q3_set set;
+    q3_error err;
+    assert_true(q3_set_open(pack, &set, &err));
+    for (size_t i = 0; i < set.file_count; i++)
+        if (set.files[i].place.part == Q3_FINAL_NORM)
+            set.files[i].root = q3_hash128_of(data, HEADER_BYTES + (size_t)directory_bytes);
+    assert_true(q3_set_write(&set, &err));
+    q3_set_close(&set);
+    free(data);
+    q3_findings report;
+    check_as(pack, &(q3_packs_options){.jobs = 2, .quiet = true}, &report);
+    assert_int_equal(report.count, 0);
+    assert_int_equal(report.notes.count, 1);
+    assert_string_equal(report.notes.texts[0], shallow_note);
+    q3_findings_free(&report);
+    check_as(pack, &(q3_packs_options){.deep = true, .jobs = 2, .quiet = true}, &report);
+    assert_int_equal(report.count, 1);
+    assert_int_equal(report.notes.count, 0);
+    assert_string_equal(report.findings[0].tensor, "thinker.model.norm.weight");
+    assert_int_equal(report.findings[0].kind, Q3_FINDING_DAMAGED);
+    q3_findings_free(&report);
+    free(path);
+    free(pack);
+    q3_test_remove(scratch);
+}
+
+// Seven nights find what one run finds, and nothing twice.
+static void parts_together_are_everything(void **state)
+{
+    const world *w = *state;
+    enum { NIGHTS = 7 };
+    char *scratch = q3_test_directory(), *pack = copy_pack(scratch, w->whole);
+    q3_findings report;
+    q3_set set;
+    q3_error err;
+    // A bit in every file: each is found by one of the nights.
+    assert_true(q3_set_open(pack, &set, &err));
+    for (size_t i = 0; i < set.file_count; i++) {
+        char name[Q3_PLACE_PATH_MAX];
+        char *path = q3_test_path("%s/%s", pack, q3_place_path(&set.files[i].place, name));
+        q3_pack opened;
+        assert_true(q3_pack_open(path, &opened, &err));
+        const uint64_t at = opened.frames[i % opened.frame_count].offset;
+        q3_pack_close(&opened);
+        file_flip(path, at, (unsigned)(i % 8));
+        free(path);
+    }
+    const size_t files = set.file_count;
+    q3_set_close(&set);
+    uint64_t tensors = 0, found = 0;
+    for (unsigned night = 1; night <= NIGHTS; night++) {
+        const q3_sample sample = {.part = night, .parts = NIGHTS};
+        check_as(pack, &(q3_packs_options){.sample = &sample, .jobs = 2, .quiet = true}, &report);
+        assert_int_equal(report.counts[Q3_FINDING_DAMAGED], report.count);
+        found += report.count;
+        assert_int_equal(report.notes.count, 2);
+        unsigned long read;
+        unsigned thousands;
+        if (sscanf(report.notes.texts[0],
+                   "a sample: the bytes of %u,%lu of 2,610 tensors were read", &thousands,
+                   &read) == 2)
+            read += 1000UL * thousands;
+        else
+            assert_int_equal(sscanf(report.notes.texts[0],
+                                    "a sample: the bytes of %lu of 2,610 tensors were read", &read),
+                             1);
+        tensors += read;
+        q3_findings_free(&report);
+    }
+    assert_int_equal(tensors, 2610);
+    assert_int_equal(found, files);
+    free(pack);
+    q3_test_remove(scratch);
+}
+
+static void samples_are_parsed(void **state)
+{
+    (void)state;
+    q3_sample sample;
+    q3_error err;
+    assert_true(q3_sample_parse("5%", &sample, &err));
+    assert_true(sample.share == 0.05 && sample.parts == 0);
+    assert_true(q3_sample_parse("100%", &sample, &err));
+    assert_true(q3_sample_parse("2/7", &sample, &err));
+    assert_int_equal(sample.part, 2);
+    assert_int_equal(sample.parts, 7);
+    static const char *const bad[] = {"",    "5",   "%",   "0%", "101%",   "5%5",  "1/",
+                                      "0/7", "8/7", "1/0", "/7", "1/1001", "-1/7", "nan%"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        assert_false(q3_sample_parse(bad[i], &sample, &err));
+        char *message = q3_test_path("--sample: expected a share such as 5%% or a part such as 1/7 "
+                                     "(of at most 1000), found \"%s\"",
+                                     bad[i]);
+        assert_string_equal(err.message, message);
+        assert_int_equal(err.code, Q3_USAGE);
+        free(message);
+    }
+    // Of a thousand alike a twentieth, evenly; and parts of unlike ones that are alike in size.
+    static q3_sampler sampler;
+    sampler = (q3_sampler){.sample = {.share = 0.05}};
+    unsigned taken = 0, longest = 0, since = 0;
+    for (unsigned i = 0; i < 1000; i++) {
+        since++;
+        if (q3_sampler_take(&sampler, 100)) {
+            taken++;
+            longest = since > longest ? since : longest;
+            since = 0;
+        }
+    }
+    assert_int_equal(taken, 50);
+    assert_true(longest <= 21);
+    uint64_t least = UINT64_MAX, most = 0;
+    for (unsigned part = 1; part <= 7; part++) {
+        uint64_t bytes = 0;
+        sampler = (q3_sampler){.sample = {.part = part, .parts = 7}};
+        for (uint64_t i = 0; i < 1000; i++)
+            if (q3_sampler_take(&sampler, i % 50 * 1000))
+                bytes += i % 50 * 1000;
+        least = bytes < least ? bytes : least;
+        most = bytes > most ? bytes : most;
+    }
+    assert_true(most - least <= 50000);
+}
+
 static void what_cannot_be_examined(void **state)
 {
     const world *w = *state;
@@ -478,6 +630,9 @@ int main(void)
         cmocka_unit_test(a_source_that_differs_in_a_byte),
         cmocka_unit_test(a_source_that_is_another),
         cmocka_unit_test(claims_are_checked),
+        cmocka_unit_test(what_only_deep_finds),
+        cmocka_unit_test(parts_together_are_everything),
+        cmocka_unit_test(samples_are_parsed),
         cmocka_unit_test(what_cannot_be_examined),
     };
     return cmocka_run_group_tests(tests, create_world, destroy_world);

@@ -54,6 +54,14 @@ static void nothing_wrong(void **state)
     pack_create(small, "text", "0", "0", Q3_CODEC_RAW);
     assert_result(RUN("packs", small, "--source", Q3_TEST_MODEL_DIR, "-j", "2"), 0,
                   "0 differences in 15 tensors, 12 files, 1.0 MB\n", "");
+    assert_result(RUN("packs", small, "--deep"), 0,
+                  "0 differences in 15 tensors, 12 files, 1.0 MB\n", "");
+    assert_result(RUN("packs", small, "--sample", "1/3"), 0,
+                  "note: a sample: the bytes of 1 of 15 tensors were read\n"
+                  "note: stored bytes were checked; --deep also decodes them and checks the "
+                  "tensors' own hashes\n"
+                  "0 differences in 15 tensors, 12 files, 1.0 MB\n",
+                  "");
     char *manifest = q3_test_read(TINY_MANIFEST, &size);
     assert_result(RUN("manifest", Q3_TEST_MODEL_DIR "/config.json"), 0, manifest, "");
     free(manifest);
@@ -68,21 +76,20 @@ static void differences_for_people(void **state)
     q3_test_write(part, "x", 1);
     assert_result(RUN("shapes", pack, "-m", TINY_MANIFEST), 3,
                   "missing (18):\n"
-#define MISSING(layer, matrix, shape)                          \
-    "  thinker.model.layers." layer ".mlp.experts.127." matrix \
-    "_proj.weight: expected BF16 " shape ", found nothing: pack.json does not list it\n"
-#define LAYER(layer)                    \
-    MISSING(layer, "down", "[128, 16]") \
-    MISSING(layer, "gate", "[16, 128]") \
-    MISSING(layer, "up", "[16, 128]")
-                  LAYER("0") LAYER("1") LAYER("2") LAYER("3") LAYER("4") LAYER(
-                      "5") "18 differences in 2,361 tensors, 783 files, 10.9 MB (18 missing)\n",
+                  "  layers 0–5: expert 127 (18 tensors): not in pack.json\n"
+                  "18 differences in 2,361 tensors, 783 files, 10.9 MB (18 missing)\n",
                   "");
     char *out = q3_test_path("stray (1):\n"
                              "  %s: left over from an extraction that was ended\n"
                              "1 difference in 2,343 tensors, 788 files, 14.3 MB (1 stray)\n",
                              part);
-    assert_result(RUN("packs", pack), 3, out, "");
+    assert_result(RUN("packs", pack, "--deep"), 3, out, "");
+    free(out);
+    out = q3_test_path("stray (1, allowed):\n"
+                       "  %s: left over from an extraction that was ended\n"
+                       "0 differences in 2,343 tensors, 788 files, 14.3 MB (1 stray allowed)\n",
+                       part);
+    assert_result(RUN("packs", pack, "--deep", "--allow", "absent,stray"), 0, out, "");
     free(out);
     assert_int_equal(remove(part), 0);
     free(part);
@@ -95,26 +102,27 @@ static void what_repeats_is_counted(void **state)
     pack_create(small, "text", "0", "0-63", Q3_CODEC_RAW);
     q3_test_result o = RUN("shapes", small, "-m", TINY_MANIFEST);
     assert_int_equal(o.code, 3);
-    const char *tail = strstr(o.out, "  and ");
-    assert_non_null(tail);
-    assert_string_equal(
-        tail, "  and 2,137 more:\n"
-              "    698 in thinker.model.layers.{0-5}.mlp.experts.{0-127}.up_proj.weight\n"
-              "    697 in thinker.model.layers.{0-5}.mlp.experts.{0-127}.down_proj.weight\n"
-              "    697 in thinker.model.layers.{0-5}.mlp.experts.{0-127}.gate_proj.weight\n"
-              "    5 in thinker.model.layers.{0-5}.input_layernorm.weight\n"
-              "    5 in thinker.model.layers.{0-5}.mlp.gate.weight\n"
-              "    5 in thinker.model.layers.{0-5}.post_attention_layernorm.weight\n"
-              "    5 in thinker.model.layers.{0-5}.self_attn.k_norm.weight\n"
-              "    5 in thinker.model.layers.{0-5}.self_attn.k_proj.weight\n"
-              "    5 in thinker.model.layers.{0-5}.self_attn.o_proj.weight\n"
-              "    5 in thinker.model.layers.{0-5}.self_attn.q_norm.weight\n"
-              "    5 in thinker.model.layers.{0-5}.self_attn.q_proj.weight\n"
-              "    5 in thinker.model.layers.{0-5}.self_attn.v_proj.weight\n"
-              "2,157 differences in 2,361 tensors, 70 files, 1.7 MB (2,157 missing)\n");
+    assert_string_equal(o.out,
+                        "missing (2,157):\n"
+                        "  layers 1–5: input_layernorm.weight, mlp.gate.weight, "
+                        "post_attention_layernorm.weight, self_attn.k_norm.weight and 5 others (45 "
+                        "tensors): not in pack.json\n"
+                        "  layer 0: experts 64–127 (192 tensors): not in pack.json\n"
+                        "  layers 1–5: experts 0–127 (1,920 tensors): not in pack.json\n"
+                        "2,157 differences in 2,361 tensors, 70 files, 1.7 MB (2,157 missing)\n");
+    assert_string_equal(o.err, "");
     q3_test_result_free(&o);
     free(small);
     q3_test_remove(scratch);
+}
+
+static const char *json_text(const q3_json *json, const cJSON *object, const char *key)
+{
+    const char *text;
+    q3_error err;
+    if (!q3_json_string(json, object, key, &text, &err))
+        fail_msg("%s", err.message);
+    return text;
 }
 
 static void differences_for_programs(void **state)
@@ -123,38 +131,40 @@ static void differences_for_programs(void **state)
     q3_test_result o = RUN("shapes", pack, "-m", TINY_MANIFEST, "--json");
     assert_int_equal(o.code, 3);
     assert_string_equal(o.err, "");
-    q3_json json;
-    q3_error err;
-    if (!q3_json_parse("out", (q3_bytes){(const uint8_t *)o.out, strlen(o.out)}, &json, &err))
-        fail_msg("%s", err.message);
-    const cJSON *findings, *counts, *item;
-    uint64_t number;
-    const char *text;
-    assert_true(q3_json_string(&json, json.root, "command", &text, &err));
-    assert_string_equal(text, "shapes");
-    assert_true(q3_json_string(&json, json.root, "path", &text, &err));
-    assert_string_equal(text, pack);
-    assert_true(q3_json_string(&json, json.root, "against", &text, &err));
-    assert_string_equal(text, TINY_MANIFEST);
-    assert_true(q3_json_u64(&json, json.root, "differences", 18, 18, &number, &err));
-    assert_true(q3_json_u64(&json, json.root, "tensors", 2361, 2361, &number, &err));
-    assert_true(q3_json_object(&json, json.root, "counts", &counts, &err));
-    assert_true(q3_json_u64(&json, counts, "missing", 18, 18, &number, &err));
-    assert_true(q3_json_array(&json, json.root, "findings", &findings, &err));
-    assert_int_equal(cJSON_GetArraySize(findings), 18);
-    item = cJSON_GetArrayItem(findings, 0);
-    static const char *const members[][2] = {
-        {"kind", "missing"},
-        {"tensor", "thinker.model.layers.0.mlp.experts.127.down_proj.weight"},
-        {"expected", "BF16 [128, 16]"},
-        {"message", "thinker.model.layers.0.mlp.experts.127.down_proj.weight: expected BF16 [128, "
-                    "16], found nothing: pack.json does not list it"}};
-    for (size_t i = 0; i < 4; i++) {
-        assert_true(q3_json_string(&json, item, members[i][0], &text, &err));
-        assert_string_equal(text, members[i][1]);
+    unsigned findings = 0, summaries = 0;
+    char *rest = o.out, *line;
+    while ((line = strsep(&rest, "\n")) != NULL && *line) {
+        q3_json json;
+        q3_error err;
+        uint64_t number;
+        const cJSON *counts;
+        assert_int_equal(summaries, 0);
+        if (!q3_json_parse("out", (q3_bytes){(const uint8_t *)line, strlen(line)}, &json, &err))
+            fail_msg("%s", err.message);
+        const char *type = json_text(&json, json.root, "type");
+        if (strcmp(type, "finding") == 0) {
+            if (findings++ == 0)
+                assert_string_equal(
+                    line, "{\"type\": \"finding\", \"kind\": \"missing\", \"tensor\": "
+                          "\"thinker.model.layers.0.mlp.experts.127.down_proj.weight\", "
+                          "\"expected\": \"BF16 [128, 16]\", \"message\": "
+                          "\"thinker.model.layers.0.mlp.experts.127.down_proj.weight: expected "
+                          "BF16 [128, 16], found nothing: pack.json does not list it\"}");
+        } else {
+            assert_string_equal(type, "summary");
+            summaries++;
+            assert_string_equal(json_text(&json, json.root, "command"), "shapes");
+            assert_string_equal(json_text(&json, json.root, "path"), pack);
+            assert_string_equal(json_text(&json, json.root, "against"), TINY_MANIFEST);
+            assert_true(q3_json_u64(&json, json.root, "differences", 18, 18, &number, &err));
+            assert_true(q3_json_u64(&json, json.root, "tensors", 2361, 2361, &number, &err));
+            assert_true(q3_json_object(&json, json.root, "counts", &counts, &err));
+            assert_true(q3_json_u64(&json, counts, "missing", 18, 18, &number, &err));
+        }
+        q3_json_free(&json);
     }
-    assert_int_equal(cJSON_GetArraySize(item), 4);
-    q3_json_free(&json);
+    assert_int_equal(findings, 18);
+    assert_int_equal(summaries, 1);
     q3_test_result_free(&o);
 }
 
@@ -177,6 +187,23 @@ static void a_command_line_that_makes_no_sense(void **state)
     assert_result(RUN("packs", scratch, "--jobs", "0"), 2, "",
                   "q3-verify: --jobs: expected a whole number from 1 to 256, found \"0\" (see "
                   "q3-verify packs --help)\n");
+    assert_result(RUN("packs", scratch, "--sample", "7/3"), 2, "",
+                  "q3-verify: --sample: expected a share such as 5% or a part such as 1/7 (of at "
+                  "most 1000), found \"7/3\"\n");
+    assert_result(RUN("packs", pack, "--allow", "stray,odd"), 2, "",
+                  "q3-verify: --allow: \"odd\" is no kind of finding\n");
+    assert_result(RUN("packs", pack, "--json", "--github"), 2, "",
+                  "q3-verify: --json and --github both write to standard output\n");
+    assert_result(RUN("shapes", Q3_TEST_MODEL_DIR, "-m", TINY_MANIFEST, "--headers-only", "--data"),
+                  2, "", "q3-verify: --headers-only: --data and --sha256 read whole shards\n");
+    assert_result(RUN("shapes", Q3_TEST_MODEL_DIR, "-m", TINY_MANIFEST, "--sha256"), 2, "",
+                  "q3-verify: --sha256: the manifest lists no shards (see q3-verify manifest "
+                  "--shards)\n");
+    char *err = q3_test_path("q3-verify: %s: a pack directory; --data, --sha256 and --headers-only "
+                             "are for checkpoints\n",
+                             pack);
+    assert_result(RUN("shapes", pack, "-m", TINY_MANIFEST, "--data"), 2, "", err);
+    free(err);
     q3_test_remove(scratch);
 }
 

@@ -26,8 +26,8 @@ static inline halves load_table(const uint8_t *table)
 }
 
 // The weights of bytes 32 * half and on: 16 from weight 16 * half on and 16 from 32 + 16 * half on.
-static inline void combine(const bitplane_indices *indices, halves table, const uint8_t *low_bytes,
-                           int half, __m256i weights[2])
+static inline void combine(const q3_bitplane_indices *indices, halves table,
+                           const uint8_t *low_bytes, int half, __m256i weights[2])
 {
     const __m256i sign = _mm256_set1_epi8((char)0x80);
     const __m256i places = _mm256_add_epi8(
@@ -48,12 +48,18 @@ static inline void combine(const bitplane_indices *indices, halves table, const 
     weights[1] = _mm256_unpackhi_epi8(low_byte, high_byte);
 }
 
-static inline void store(uint8_t *to, __m256i weights, bool streaming)
+static inline void store(uint8_t *to, __m256i weights)
 {
-    if (streaming)
-        _mm256_stream_si256((__m256i *)(void *)to, weights);
-    else
-        _mm256_storeu_si256((__m256i *)(void *)to, weights);
+    _mm256_storeu_si256((__m256i *)(void *)to, weights);
+}
+
+// Writes a run around the cache: whole lines one after the other, which half a line at a time
+// between loads would not be.
+static inline void stream_run(uint8_t *to, const uint8_t *run, size_t size)
+{
+    for (size_t i = 0; i < size; i += 32)
+        _mm256_stream_si256((__m256i *)(void *)(to + i),
+                            _mm256_load_si256((const __m256i *)(const void *)(run + i)));
 }
 
 // A group that has escapes: rare, and written weight by weight.
@@ -61,64 +67,70 @@ static void patch_escapes(uint64_t places, const uint8_t *escapes, uint8_t *raw)
 {
     for (; places; places &= places - 1, escapes++) {
         const unsigned byte = (unsigned)__builtin_ctzll(places);
-        uint8_t *weight = raw + 2 * bitplane_weight_of(byte);
+        uint8_t *weight = raw + 2 * q3_bitplane_weight_of(byte);
         weight[0] = (uint8_t)((weight[0] & 0x7f) | *escapes << 7);
         weight[1] = (uint8_t)((weight[1] & 0x80) | *escapes >> 1);
     }
 }
 
-static inline __attribute__((always_inline)) bool decode(const bitplane_view *view, uint8_t *raw,
-                                                         bool streaming, bitplane_cursors *end)
+static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view *view, uint8_t *raw,
+                                                         bool streaming, q3_bitplane_cursors *end)
 {
-    if (view->groups < BITPLANE_RUN)
-        return bitplane_decode_c(view, raw, end);
+    if (view->groups < Q3_BITPLANE_RUN)
+        return q3_bitplane_decode_c(view, raw, end);
     const uint8_t *const frame = view->frame;
     const uint8_t *low = view->low, *planes = view->planes;
-    bitplane_cursors at = bitplane_begin(view);
+    q3_bitplane_cursors at = q3_bitplane_begin(view);
+    _Alignas(32) uint8_t side[Q3_BITPLANE_RUN * 2 * Q3_BITPLANE_GROUP];
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
-        const unsigned number = bitplane_number(view, segment);
-        const halves table = load_table(view->table + number * BITPLANE_TABLE_BYTES);
+        const unsigned number = q3_bitplane_number(view, segment);
+        const halves table = load_table(view->table + number * Q3_BITPLANE_TABLE_BYTES);
         size_t in_segment = left < view->segment_groups ? left : view->segment_groups;
         left -= in_segment;
         while (in_segment) {
-            const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
+            const size_t run = in_segment < Q3_BITPLANE_RUN ? in_segment : Q3_BITPLANE_RUN;
             in_segment -= run;
+            uint8_t *to = streaming ? side : raw;
+            q3_bitplane_prefetch(low, planes, run);
             for (size_t i = 0; i < run; i++) {
-                const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
+                const q3_bitplane_indices indices = q3_bitplane_read_group(planes, frame, &at);
                 __m256i a[2], b[2];
                 combine(&indices, table, low, 0, a);
                 combine(&indices, table, low, 1, b);
-                store(raw, a[0], streaming);
-                store(raw + 32, b[0], streaming);
-                store(raw + 64, a[1], streaming);
-                store(raw + 96, b[1], streaming);
+                store(to, a[0]);
+                store(to + 32, b[0]);
+                store(to + 64, a[1]);
+                store(to + 96, b[1]);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
                     const uint8_t *escapes = frame + at.escapes;
                     const size_t count = (size_t)_mm_popcnt_u64(indices.escapes);
-                    patch_escapes(indices.escapes, escapes, raw);
-                    if (!bitplane_escapes_allowed(view, number, escapes, count))
+                    patch_escapes(indices.escapes, escapes, to);
+                    if (!q3_bitplane_escapes_allowed(view, number, escapes, count))
                         return false;
                     at.escapes += count;
                 }
-                low += BITPLANE_GROUP;
-                planes += BITPLANE_PLANES_BYTES;
-                raw += 2 * BITPLANE_GROUP;
+                low += Q3_BITPLANE_GROUP;
+                planes += Q3_BITPLANE_PLANES_BYTES;
+                to += 2 * Q3_BITPLANE_GROUP;
             }
-            if (!bitplane_inside(view, &at))
+            if (streaming)
+                stream_run(raw, side, run * 2 * Q3_BITPLANE_GROUP);
+            raw += run * 2 * Q3_BITPLANE_GROUP;
+            if (!q3_bitplane_inside(view, &at))
                 return false;
         }
     }
-    *end = bitplane_end(view, at);
+    *end = q3_bitplane_end(view, at);
     return true;
 }
 
-static bool decode_cached(const bitplane_view *view, uint8_t *raw, bitplane_cursors *end)
+static bool decode_cached(const q3_bitplane_view *view, uint8_t *raw, q3_bitplane_cursors *end)
 {
     return decode(view, raw, false, end);
 }
 
-static bool decode_streaming(const bitplane_view *view, uint8_t *raw, bitplane_cursors *end)
+static bool decode_streaming(const q3_bitplane_view *view, uint8_t *raw, q3_bitplane_cursors *end)
 {
     const bool inside = decode(view, raw, true, end);
     _mm_sfence(); // other threads see the weights no later than what is stored from here on
@@ -130,7 +142,7 @@ static bool decode_streaming(const bitplane_view *view, uint8_t *raw, bitplane_c
 // A table the other way round: for each value of an exponent's high four bits that the table has,
 // a row of 16 for the low four bits. 15 - index, so that what is in no row is the escape.
 typedef struct rows {
-    __m256i row[BITPLANE_CODED], high[BITPLANE_CODED];
+    __m256i row[Q3_BITPLANE_CODED], high[Q3_BITPLANE_CODED];
     unsigned count;
 } rows;
 
@@ -141,7 +153,7 @@ static void make_rows(const uint8_t index[256], rows *r)
         uint8_t row[16];
         bool any = false;
         for (unsigned low = 0; low < 16; low++) {
-            row[low] = (uint8_t)(BITPLANE_ESCAPE - index[16 * high + low]);
+            row[low] = (uint8_t)(Q3_BITPLANE_ESCAPE - index[16 * high + low]);
             any = any || row[low];
         }
         if (!any)
@@ -183,12 +195,12 @@ static inline __m256i split(const uint8_t *raw, int half, __m256i *low)
                                _mm256_and_si256(_mm256_srli_epi16(b, 7), byte));
 }
 
-static void encode(const bitplane_plan *plan, const uint8_t *raw)
+static void encode(const q3_bitplane_plan *plan, const uint8_t *raw)
 {
-    rows tables[BITPLANE_TABLES_MAX];
+    rows tables[Q3_BITPLANE_TABLES_MAX];
     for (unsigned t = 0; t < plan->tables; t++)
         make_rows(plan->index[t], &tables[t]);
-    bitplane_writers writers = {{.to = plan->one}, {.to = plan->two}, {.to = plan->three}};
+    q3_bitplane_writers writers = {{.to = plan->one}, {.to = plan->two}, {.to = plan->three}};
     uint8_t *escape = plan->escapes, *low = plan->low, *planes = plan->planes;
     size_t left = plan->groups;
     for (size_t segment = 0; left; segment++) {
@@ -210,24 +222,24 @@ static void encode(const bitplane_plan *plan, const uint8_t *raw)
                     inverted = _mm256_add_epi8(inverted, inverted);
                 }
             }
-            uint64_t escapes = bitplane_write_group(bit, planes, &writers);
+            uint64_t escapes = q3_bitplane_write_group(bit, planes, &writers);
             if (__builtin_expect(escapes != 0, 0)) {
-                uint8_t all[BITPLANE_GROUP];
+                uint8_t all[Q3_BITPLANE_GROUP];
                 _mm256_storeu_si256((__m256i *)(void *)all, exponents[0]);
                 _mm256_storeu_si256((__m256i *)(void *)(all + 32), exponents[1]);
                 for (; escapes; escapes &= escapes - 1)
                     *escape++ = all[__builtin_ctzll(escapes)];
             }
-            raw += 2 * BITPLANE_GROUP;
-            low += BITPLANE_GROUP;
-            planes += BITPLANE_PLANES_BYTES;
+            raw += 2 * Q3_BITPLANE_GROUP;
+            low += Q3_BITPLANE_GROUP;
+            planes += Q3_BITPLANE_PLANES_BYTES;
         }
     }
 }
 
-void bitplane_kernels_fill_avx2(bitplane_kernels *kernels)
+void q3_bitplane_kernels_fill_avx2(q3_bitplane_kernels *kernels)
 {
-    *kernels = (bitplane_kernels){
+    *kernels = (q3_bitplane_kernels){
         .decode = decode_cached,
         .decode_streaming = decode_streaming,
         .encode = encode,

@@ -26,7 +26,7 @@ static inline halves load_table(const uint8_t *table)
 }
 
 // The high and low bytes of 64 weights, their signs and mantissas still missing.
-static inline halves look_up(const bitplane_indices *indices, halves table)
+static inline halves look_up(const q3_bitplane_indices *indices, halves table)
 {
     __m512i index = _mm512_maskz_mov_epi8(indices->bit[0], _mm512_set1_epi8(1));
     for (unsigned k = 1; k < 4; k++)
@@ -44,26 +44,27 @@ static inline void store(uint8_t *to, __m512i weights, bool streaming)
         _mm512_storeu_si512(to, weights);
 }
 
-static inline __attribute__((always_inline)) bool decode(const bitplane_view *view, uint8_t *raw,
-                                                         bool streaming, bitplane_cursors *end)
+static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view *view, uint8_t *raw,
+                                                         bool streaming, q3_bitplane_cursors *end)
 {
-    if (view->groups < BITPLANE_RUN)
-        return bitplane_decode_c(view, raw, end);
+    if (view->groups < Q3_BITPLANE_RUN)
+        return q3_bitplane_decode_c(view, raw, end);
     const __m512i sign = _mm512_set1_epi8((char)0x80);
     const uint8_t *const frame = view->frame;
     const uint8_t *low = view->low, *planes = view->planes;
-    bitplane_cursors at = bitplane_begin(view);
+    q3_bitplane_cursors at = q3_bitplane_begin(view);
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
-        const unsigned number = bitplane_number(view, segment);
-        const halves table = load_table(view->table + number * BITPLANE_TABLE_BYTES);
+        const unsigned number = q3_bitplane_number(view, segment);
+        const halves table = load_table(view->table + number * Q3_BITPLANE_TABLE_BYTES);
         size_t in_segment = left < view->segment_groups ? left : view->segment_groups;
         left -= in_segment;
         while (in_segment) {
-            const size_t run = in_segment < BITPLANE_RUN ? in_segment : BITPLANE_RUN;
+            const size_t run = in_segment < Q3_BITPLANE_RUN ? in_segment : Q3_BITPLANE_RUN;
             in_segment -= run;
+            q3_bitplane_prefetch(low, planes, run);
             for (size_t i = 0; i < run; i++) {
-                const bitplane_indices indices = bitplane_read_group(planes, frame, &at);
+                const q3_bitplane_indices indices = q3_bitplane_read_group(planes, frame, &at);
                 halves bytes = look_up(&indices, table);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
                     const uint8_t *escapes = frame + at.escapes;
@@ -74,7 +75,7 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
                         _mm512_mask_mov_epi8(bytes.high, indices.escapes, high_byte_of(exponents));
                     bytes.low =
                         _mm512_mask_mov_epi8(bytes.low, indices.escapes, low_byte_of(exponents));
-                    if (!bitplane_escapes_allowed(view, number, escapes, count))
+                    if (!q3_bitplane_escapes_allowed(view, number, escapes, count))
                         return false;
                     at.escapes += count;
                 }
@@ -84,34 +85,34 @@ static inline __attribute__((always_inline)) bool decode(const bitplane_view *vi
                 const __m512i low_byte = _mm512_ternarylogic_epi64(own, sign, bytes.low, 0xba);
                 store(raw, _mm512_unpacklo_epi8(low_byte, high_byte), streaming);
                 store(raw + 64, _mm512_unpackhi_epi8(low_byte, high_byte), streaming);
-                low += BITPLANE_GROUP;
-                planes += BITPLANE_PLANES_BYTES;
-                raw += 2 * BITPLANE_GROUP;
+                low += Q3_BITPLANE_GROUP;
+                planes += Q3_BITPLANE_PLANES_BYTES;
+                raw += 2 * Q3_BITPLANE_GROUP;
             }
-            if (!bitplane_inside(view, &at))
+            if (!q3_bitplane_inside(view, &at))
                 return false;
         }
     }
-    *end = bitplane_end(view, at);
+    *end = q3_bitplane_end(view, at);
     return true;
 }
 
-static bool decode_cached(const bitplane_view *view, uint8_t *raw, bitplane_cursors *end)
+static bool decode_cached(const q3_bitplane_view *view, uint8_t *raw, q3_bitplane_cursors *end)
 {
     return decode(view, raw, false, end);
 }
 
-static bool decode_streaming(const bitplane_view *view, uint8_t *raw, bitplane_cursors *end)
+static bool decode_streaming(const q3_bitplane_view *view, uint8_t *raw, q3_bitplane_cursors *end)
 {
     const bool inside = decode(view, raw, true, end);
     _mm_sfence(); // other threads see the weights no later than what is stored from here on
     return inside;
 }
 
-static void encode(const bitplane_plan *plan, const uint8_t *raw)
+static void encode(const q3_bitplane_plan *plan, const uint8_t *raw)
 {
     const __m512i byte = _mm512_set1_epi16(0xff);
-    bitplane_writers writers = {{.to = plan->one}, {.to = plan->two}, {.to = plan->three}};
+    q3_bitplane_writers writers = {{.to = plan->one}, {.to = plan->two}, {.to = plan->three}};
     uint8_t *escape = plan->escapes, *low = plan->low, *planes = plan->planes;
     size_t left = plan->groups;
     for (size_t segment = 0; left; segment++) {
@@ -140,21 +141,21 @@ static void encode(const bitplane_plan *plan, const uint8_t *raw)
             uint64_t bit[4];
             for (unsigned k = 0; k < 4; k++)
                 bit[k] = _mm512_test_epi8_mask(index, _mm512_set1_epi8((char)(1 << k)));
-            const uint64_t escapes = bitplane_write_group(bit, planes, &writers);
+            const uint64_t escapes = q3_bitplane_write_group(bit, planes, &writers);
             if (__builtin_expect(escapes != 0, 0)) {
                 _mm512_mask_compressstoreu_epi8(escape, escapes, exponents);
                 escape += _mm_popcnt_u64(escapes);
             }
-            raw += 2 * BITPLANE_GROUP;
-            low += BITPLANE_GROUP;
-            planes += BITPLANE_PLANES_BYTES;
+            raw += 2 * Q3_BITPLANE_GROUP;
+            low += Q3_BITPLANE_GROUP;
+            planes += Q3_BITPLANE_PLANES_BYTES;
         }
     }
 }
 
-void bitplane_kernels_fill_avx512(bitplane_kernels *kernels)
+void q3_bitplane_kernels_fill_avx512(q3_bitplane_kernels *kernels)
 {
-    *kernels = (bitplane_kernels){
+    *kernels = (q3_bitplane_kernels){
         .decode = decode_cached,
         .decode_streaming = decode_streaming,
         .encode = encode,
