@@ -25,6 +25,7 @@ typedef struct survey {
     void *context;
     bool has_total;
     uint64_t total; // that the index states
+    size_t *listed; // how many tensors the index puts in each shard
     q3_error *err;
 } survey;
 
@@ -293,12 +294,10 @@ static bool take_header(survey *s, uint32_t number, const char *path, const q3_s
 static bool tell_absent(survey *s, uint32_t number, const char *path)
 {
     const q3_checkpoint *checkpoint = s->checkpoint;
-    size_t listed = 0;
-    for (size_t i = 0; i < checkpoint->listed_count; i++)
-        listed += checkpoint->listed[i].shard == number;
     return tell(s, Q3_PROBLEM_SHARD_ABSENT, checkpoint->shards[number].name,
                 checkpoint->shards[number].name, Q3_INCOMPLETE,
-                "%s: the shard is absent; the index puts %zu tensors there", path, listed);
+                "%s: the shard is absent; the index puts %zu tensors there", path,
+                s->listed[number]);
 }
 
 static bool read_shard(survey *s, uint32_t number)
@@ -417,8 +416,11 @@ bool q3_checkpoint_survey(const char *directory, const q3_survey_options *option
     if (ok) {
         checkpoint->tensors =
             q3_alloc_zeroed(checkpoint->listed_count, sizeof *checkpoint->tensors, err);
-        ok = checkpoint->tensors != NULL;
+        s.listed = q3_alloc_zeroed(checkpoint->shard_count, sizeof *s.listed, err);
+        ok = checkpoint->tensors && s.listed;
     }
+    for (size_t i = 0; ok && i < checkpoint->listed_count; i++)
+        s.listed[checkpoint->listed[i].shard]++;
     for (uint32_t i = 0; ok && i < checkpoint->shard_count; i++)
         ok = read_shard(&s, i);
     if (ok) {
@@ -426,6 +428,7 @@ bool q3_checkpoint_survey(const char *directory, const q3_survey_options *option
               compare_stored);
         ok = check_strays(&s) && check_found(&s);
     }
+    free(s.listed);
     free(index);
     free(single);
     if (!ok)

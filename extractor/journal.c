@@ -114,8 +114,12 @@ static bool parse(q3_journal *journal, char *text, size_t size, const char *requ
         if (!q3_grow(&journal->entries, &capacity, journal->count + 1, sizeof *journal->entries,
                      err))
             return false;
-        if (!parse_entry(line, &journal->entries[journal->count]))
+        if (!parse_entry(line, &journal->entries[journal->count])) {
+            // Parsing cut the line into words.
+            for (char *at = line; at < end; at++)
+                *at = *at ? *at : ' ';
             return q3_fail(err, Q3_MALFORMED, "%s: damaged line \"%s\"", journal->path, line);
+        }
         journal->entries[journal->count].line = journal->count;
         journal->count++;
     }

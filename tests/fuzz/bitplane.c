@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// libFuzzer target of the bit-plane codec. All levels of this processor must encode alike, and
-// decode alike whatever they are given: the same bytes, or a refusal from each.
+// The bit-plane codec. All levels of this processor must encode alike, and decode alike whatever
+// they are given: the same bytes, or a refusal from each.
 //
 // The first byte chooses:
 //   0  the rest is a stored frame for as many weights as its header says;
 //   1  the rest is raw bytes to encode and decode, its first two bytes the row;
-//   2  a count of patches (4 bytes each: offset, value, mask of 1 byte) and raw bytes: the raw
-//   bytes
-//      are encoded and the stored frame patched, which gets behind the header's checks.
+//   2  a count of patches (4 bytes each: two of offset, value, mask) and raw bytes, which are
+//      encoded; the stored frame is patched, which gets behind the header's checks.
 #include "codec/bitplane.h"
+#include "fuzz.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 enum { RAW_BYTES_MAX = 1 << 16 };
 
@@ -26,7 +24,7 @@ static void check(bool holds, const char *what)
 {
     if (holds)
         return;
-    fprintf(stderr, "fuzz_bitplane: %s\n", what);
+    fprintf(stderr, "bitplane: %s\n", what);
     abort();
 }
 
@@ -91,22 +89,12 @@ static uint8_t *encode(const uint8_t *raw, size_t raw_bytes, uint64_t row, size_
     return NULL;
 }
 
-// A copy whose end the sanitizer watches.
-static uint8_t *copy(const uint8_t *data, size_t size)
-{
-    uint8_t *result = malloc(size ? size : 1);
-    check(result != NULL, "out of memory");
-    if (size)
-        memcpy(result, data, size);
-    return result;
-}
-
 static void fuzz_stored(const uint8_t *data, size_t size)
 {
     uint32_t weights = 0;
     q3_read_u32((q3_bytes){data, size}, 0, &weights);
     const size_t raw_bytes = weights <= RAW_BYTES_MAX / 2 ? 2 * (size_t)weights : 128;
-    uint8_t *stored = copy(data, size), *raw = allocate(raw_bytes);
+    uint8_t *stored = fuzz_copy((q3_bytes){data, size}), *raw = allocate(raw_bytes);
     decode(stored, size, raw, raw_bytes);
     free(raw);
     free(stored);
@@ -119,7 +107,7 @@ static void fuzz_raw(const uint8_t *raw, size_t raw_bytes, uint64_t row, const u
     uint8_t *stored = encode(raw, raw_bytes, row, &stored_bytes);
     if (!stored)
         return;
-    uint8_t *exact = copy(stored, stored_bytes);
+    uint8_t *exact = fuzz_copy((q3_bytes){stored, stored_bytes});
     free(stored);
     for (size_t i = 0; i < patch_count; i++) {
         const uint8_t *patch = patches + 4 * i;
