@@ -407,8 +407,13 @@ static bool shorten(grouping *g, size_t limit)
             char *told =
                 q3_format(g->err, "%s%sand %s more (--json lists all)", alone ? line->text : "",
                           alone ? "; " : "", q3_grouped(rest, number));
-            if (!told)
+            if (!told) {
+                // Lines that were kept have moved up; what is behind them follows.
+                for (; i < summary->count; i++)
+                    summary->lines[kept++] = summary->lines[i];
+                summary->count = kept;
                 return false;
+            }
             free(line->text);
             line->text = told;
             if (!alone)
@@ -453,26 +458,23 @@ void q3_summary_free(q3_summary *summary)
     *summary = (q3_summary){0};
 }
 
-void q3_findings_print(const q3_findings *report, FILE *file)
+bool q3_findings_print(const q3_findings *report, FILE *file, q3_error *err)
 {
     char number[Q3_GROUPED_MAX];
     q3_summary summary;
-    q3_error err;
+    if (!q3_summary_create(report, Q3_SUMMARY_LINES, &summary, err))
+        return false;
     for (size_t i = 0; i < report->causes.count; i++)
         fprintf(file, "cause: %s\n", report->causes.texts[i]);
-    if (q3_summary_create(report, Q3_SUMMARY_LINES, &summary, &err)) {
-        for (size_t i = 0; i < summary.count; i++) {
-            const q3_finding_kind kind = summary.lines[i].kind;
-            if (i == 0 || summary.lines[i - 1].kind != kind)
-                fprintf(file, "%s (%s%s):\n", q3_finding_kind_name(kind),
-                        q3_grouped(report->counts[kind], number),
-                        report->allowed[kind] ? ", allowed" : "");
-            fprintf(file, "  %s\n", summary.lines[i].text);
-        }
-        q3_summary_free(&summary);
-    } else {
-        fprintf(file, "%s\n", err.message);
+    for (size_t i = 0; i < summary.count; i++) {
+        const q3_finding_kind kind = summary.lines[i].kind;
+        if (i == 0 || summary.lines[i - 1].kind != kind)
+            fprintf(file, "%s (%s%s):\n", q3_finding_kind_name(kind),
+                    q3_grouped(report->counts[kind], number),
+                    report->allowed[kind] ? ", allowed" : "");
+        fprintf(file, "  %s\n", summary.lines[i].text);
     }
+    q3_summary_free(&summary);
     for (size_t i = 0; i < report->notes.count; i++)
         fprintf(file, "note: %s\n", report->notes.texts[i]);
     const uint64_t differences = q3_findings_differences(report);
@@ -493,4 +495,5 @@ void q3_findings_print(const q3_findings *report, FILE *file)
             before = ", ";
         }
     fputs(report->count ? ")\n" : "\n", file);
+    return true;
 }

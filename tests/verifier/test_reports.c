@@ -177,12 +177,13 @@ static void annotations_keep_to_the_grammar(void **state)
 {
     (void)state;
     q3_findings report;
+    q3_error error;
     char *text = NULL;
     size_t size = 0;
     make_nasty(&report);
     FILE *file = open_memstream(&text, &size);
     assert_non_null(file);
-    q3_findings_annotate(&report, file);
+    assert_true(q3_findings_annotate(&report, file, &error));
     assert_int_equal(fclose(file), 0);
     regex_t grammar;
 #define VALUE "([^%:,[:cntrl:]]|%(25|0D|0A|3A|2C))+"
@@ -210,7 +211,7 @@ static void annotations_keep_to_the_grammar(void **state)
     // Nothing to say, nothing said.
     file = open_memstream(&text, &size);
     assert_non_null(file);
-    q3_findings_annotate(&report, file);
+    assert_true(q3_findings_annotate(&report, file, &error));
     assert_int_equal(fclose(file), 0);
     assert_int_equal(size, 0);
     free(text);
@@ -220,13 +221,14 @@ static void an_annotation_in_full(void **state)
 {
     (void)state;
     q3_findings report = {.command = "packs", .path = "out,1"};
+    q3_error error;
     char *text = NULL;
     size_t size = 0;
     add(&report, &(q3_finding){.kind = Q3_FINDING_DAMAGED, .file = "layers/00/norms.q3p"},
         "out,1/layers/00/norms.q3p: 50% damaged");
     FILE *file = open_memstream(&text, &size);
     assert_non_null(file);
-    q3_findings_annotate(&report, file);
+    assert_true(q3_findings_annotate(&report, file, &error));
     assert_int_equal(fclose(file), 0);
     assert_string_equal(text, "::error file=out%2C1/layers/00/norms.q3p,title=q3-verify packs%3A "
                               "damaged::out,1/layers/00/norms.q3p: 50%25 damaged\n");
