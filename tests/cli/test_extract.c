@@ -233,8 +233,7 @@ static void test_interrupted(void **state)
         assert_false(exists("pack.json", cut));
         // Whatever else reads it says what it is.
         char *expected = q3_test_path(
-            "q3-pack: %s: no pack.json: not a pack q3_test_scratch, or an unfinished extraction\n",
-            cut);
+            "q3-pack: %s: no pack.json: not a pack directory, or an unfinished extraction\n", cut);
         q3_test_expect(q3_test_run(NULL, Q3_TEST_PACK, "list", cut, NULL), 5, expected);
         free(expected);
         // Another request is refused, and named.
