@@ -553,29 +553,28 @@ static bool remove_pieces(const extraction *x, q3_error *err)
     return ok;
 }
 
-// Makes the directories of all pack files, or syncs them.
+// Makes the directories of all pack files, or syncs them, those above them included.
 static bool each_directory(extraction *x, bool (*action)(const char *path, q3_error *err),
                            q3_error *err)
 {
     const q3_plan *plan = x->plan;
-    char previous[Q3_PLACE_PATH_MAX] = "";
+    char previous[Q3_PLACE_PATH_MAX] = "", name[Q3_PLACE_PATH_MAX];
     for (size_t i = 0; i < plan->file_count; i++) {
-        char name[Q3_PLACE_PATH_MAX];
         q3_place_path(&plan->files[i].place, name);
-        char *slash = strrchr(name, '/');
-        if (!slash)
-            continue;
-        *slash = 0;
-        if (strcmp(name, previous) == 0)
-            continue;
+        for (char *slash = strchr(name, '/'); slash; slash = strchr(slash + 1, '/')) {
+            if (strncmp(previous, name, (size_t)(slash - name) + 1) == 0)
+                continue;
+            *slash = 0;
+            char *path = q3_set_path(&x->set, name, err);
+            *slash = '/';
+            const bool ok = path && action(path, err);
+            free(path);
+            if (!ok)
+                return false;
+        }
         memcpy(previous, name, sizeof previous);
-        char *path = q3_set_path(&x->set, name, err);
-        const bool ok = path && action(path, err);
-        free(path);
-        if (!ok)
-            return false;
     }
-    return true;
+    return action(x->set.directory, err);
 }
 
 static bool stream_frames(extraction *x, q3_error *err)
@@ -631,11 +630,11 @@ bool q3_extract_plan(const q3_plan *plan, const q3_extract_options *options,
     ok = ok && keep_headers(&x, err) && order_jobs(&x, err) && open_shards(&x, err) &&
          each_directory(&x, q3_directory_create, err) && stream_frames(&x, err) &&
          each_directory(&x, q3_directory_sync, err);
+    // From here on shards and pieces may go: what is finished must be known after any crash.
+    ok = ok && q3_journal_sync(x.journal, err);
     const bool whole = ok && result->waiting_files == 0;
     if (whole)
         ok = write_copies(&x, err) && remove_pieces(&x, err) && q3_set_write(&x.set, err);
-    else if (ok)
-        ok = q3_journal_sync(x.journal, err);
     if (ok && whole)
         ok = q3_journal_finish(x.journal, err);
     else

@@ -267,7 +267,10 @@ const char *q3_piece_path(const q3_place *place, uint32_t shard, char out[Q3_PIE
 
 bool q3_journal_sync(q3_journal *journal, q3_error *err)
 {
-    return fdatasync(journal->fd) == 0 || q3_fail_errno(err, "%s: cannot sync", journal->path);
+    while (fdatasync(journal->fd) != 0)
+        if (errno != EINTR)
+            return q3_fail_errno(err, "%s: cannot sync", journal->path);
+    return true;
 }
 
 bool q3_journal_find(const q3_journal *journal, const q3_place *place, uint32_t shard,

@@ -141,6 +141,34 @@ bool q3_safe_file_name(const char *name)
     return true;
 }
 
+bool q3_directory_sync(const char *path, q3_error *err)
+{
+    const int fd = open_retrying(path, O_RDONLY | O_DIRECTORY);
+    if (fd < 0)
+        return q3_fail_errno(err, "%s: cannot open the directory", path);
+    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add
+    // then.
+    const bool ok = sync_retrying(fd) || errno == EINVAL;
+    if (!ok)
+        q3_fail_errno(err, "%s: cannot sync the directory", path);
+    close(fd);
+    return ok;
+}
+
+// Syncs the directory in which `path` stands, which is changed and changed back.
+static bool sync_above(char *path, q3_error *err)
+{
+    char *slash = strrchr(path, '/');
+    if (!slash)
+        return q3_directory_sync(".", err);
+    if (slash == path)
+        return q3_directory_sync("/", err);
+    *slash = 0;
+    const bool ok = q3_directory_sync(path, err);
+    *slash = '/';
+    return ok;
+}
+
 bool q3_directory_create(const char *path, q3_error *err)
 {
     char *prefix = q3_format(err, "%s", path);
@@ -152,7 +180,9 @@ bool q3_directory_create(const char *path, q3_error *err)
             continue;
         const char saved = *at;
         *at = 0;
-        if (mkdir(prefix, 0777) != 0) {
+        if (mkdir(prefix, 0777) == 0) {
+            ok = sync_above(prefix, err);
+        } else {
             struct stat status;
             const int reason = errno;
             if (stat(prefix, &status) != 0 || !S_ISDIR(status.st_mode)) {
@@ -181,20 +211,6 @@ bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_er
             *empty = false;
     closedir(stream);
     return true;
-}
-
-bool q3_directory_sync(const char *path, q3_error *err)
-{
-    const int fd = open_retrying(path, O_RDONLY | O_DIRECTORY);
-    if (fd < 0)
-        return q3_fail_errno(err, "%s: cannot open the directory", path);
-    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add
-    // then.
-    const bool ok = sync_retrying(fd) || errno == EINVAL;
-    if (!ok)
-        q3_fail_errno(err, "%s: cannot sync the directory", path);
-    close(fd);
-    return ok;
 }
 
 bool q3_output_create(const char *path, q3_output *output, q3_error *err)

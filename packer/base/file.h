@@ -38,7 +38,7 @@ char *q3_path_join(const char *directory, const char *name, q3_error *err);
 // '/', no control characters, not "." or "..".
 bool q3_safe_file_name(const char *name);
 
-// Creates the directory and its missing parents.
+// Creates the directory and its missing parents, each synced in the one above it.
 bool q3_directory_create(const char *path, q3_error *err);
 // Has the directory no entries, or only one named `except` (NULL for none)?
 bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err);

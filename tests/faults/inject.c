@@ -205,6 +205,20 @@ int unlink(const char *path)
     return (int)after(action, real(path));
 }
 
+int unlinkat(int directory, const char *path, int flags)
+{
+    REAL(int, unlinkat, int, const char *, int);
+    COUNT(Q3_INJECT_UNLINK)
+    return (int)after(action, real(directory, path, flags));
+}
+
+int rmdir(const char *path)
+{
+    REAL(int, rmdir, const char *);
+    COUNT(Q3_INJECT_UNLINK)
+    return (int)after(action, real(path));
+}
+
 int ftruncate(int fd, off_t length)
 {
     REAL(int, ftruncate, int, off_t);
@@ -225,7 +239,10 @@ int mkdir(const char *path, mode_t mode)
 {
     REAL(int, mkdir, const char *, mode_t);
     COUNT(Q3_INJECT_MKDIR)
-    return (int)after(action, real(path, mode));
+    const int result = (int)after(action, real(path, mode));
+    if (result == 0)
+        q3_power_made(path);
+    return result;
 }
 
 int close(int fd)
@@ -304,6 +321,11 @@ static bool fails(q3_inject_kind kind)
     if (action == Q3_INJECT_FAIL)
         errno = number;
     return action == Q3_INJECT_FAIL;
+}
+
+__attribute__((destructor)) static void end(void)
+{
+    fails(Q3_INJECT_EXIT);
 }
 
 int pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*start)(void *),

@@ -21,7 +21,7 @@ typedef enum q3_inject_kind {
     Q3_INJECT_WRITE, // write, pwrite
     Q3_INJECT_SYNC,  // fsync, fdatasync
     Q3_INJECT_RENAME,
-    Q3_INJECT_UNLINK,
+    Q3_INJECT_UNLINK, // unlink, unlinkat, rmdir
     Q3_INJECT_TRUNCATE,
     Q3_INJECT_MKDIR,
     Q3_INJECT_OPEN, // open, openat
@@ -30,14 +30,15 @@ typedef enum q3_inject_kind {
     Q3_INJECT_ALLOCATE, // malloc, calloc, realloc and the aligned ones
     Q3_INJECT_MAP,      // mmap
     Q3_INJECT_THREAD,   // pthread_create
+    Q3_INJECT_EXIT,     // the process's end
     Q3_INJECT_KINDS
 } q3_inject_kind;
 
 static inline const char *q3_inject_name(q3_inject_kind kind)
 {
     static const char *const names[Q3_INJECT_KINDS] = {
-        "write", "sync", "rename", "unlink",     "truncate", "mkdir",
-        "open",  "read", "close",  "allocation", "map",      "thread"};
+        "write", "sync",  "rename",     "unlink", "truncate", "mkdir", "open",
+        "read",  "close", "allocation", "map",    "thread",   "exit"};
     return names[kind];
 }
 

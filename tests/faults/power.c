@@ -6,6 +6,7 @@
 #include "power.h"
 
 #include <fcntl.h>
+#include <ftw.h>
 #include <libgen.h>
 #include <limits.h>
 #include <stdbool.h>
@@ -25,7 +26,7 @@ static struct {
 static struct {
     dev_t device; // of the directory, which 0, 0 says has been synced
     ino_t directory;
-    char from[PATH_MAX], to[PATH_MAX];
+    char from[PATH_MAX], to[PATH_MAX]; // from is empty where `to` is a new directory
 } renames[RENAMES];
 static unsigned rename_count;
 
@@ -78,7 +79,7 @@ void q3_power_closing(int fd)
     files[fd].dirty = false;
 }
 
-void q3_power_renamed(const char *from, const char *to)
+static void remember(const char *from, const char *to)
 {
     struct stat status;
     char path[PATH_MAX];
@@ -94,6 +95,32 @@ void q3_power_renamed(const char *from, const char *to)
     rename_count++;
 }
 
+void q3_power_renamed(const char *from, const char *to)
+{
+    remember(from, to);
+}
+
+void q3_power_made(const char *path)
+{
+    remember("", path);
+}
+
+static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk)
+{
+    (void)status;
+    (void)type;
+    (void)walk;
+    return remove(path);
+}
+
+static void undo(const char *from, const char *to)
+{
+    if (*from)
+        renameat(AT_FDCWD, to, AT_FDCWD, from);
+    else
+        nftw(to, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 void q3_power_lost(int what)
 {
     for (int fd = 0; what & Q3_POWER_DATA && fd < DESCRIPTORS; fd++)
@@ -102,5 +129,5 @@ void q3_power_lost(int what)
     // The latest first; a name that has gone meanwhile stays gone.
     for (unsigned i = rename_count; what & Q3_POWER_NAMES && i-- > 0;)
         if (renames[i].directory)
-            renameat(AT_FDCWD, renames[i].to, AT_FDCWD, renames[i].from);
+            undo(renames[i].from, renames[i].to);
 }

@@ -101,8 +101,9 @@ static bool check_shapes(q3_error *err)
     q3_manifest manifest;
     if (!q3_manifest_load(manifest_path, &manifest, err))
         return false;
-    bool ok = q3_shapes_check(whole, &manifest, NULL, &report, err) &&
-              q3_shapes_check(model, &manifest, NULL, &report, err);
+    const q3_shapes_options options = {.jobs = 1, .quiet = true};
+    bool ok = q3_shapes_check(whole, &manifest, &options, &report, err) &&
+              q3_shapes_check(model, &manifest, &options, &report, err);
     if (ok && report.count)
         ok = q3_fail(err, Q3_FAILED, "%s", report.findings[0].message);
     q3_findings_free(&report);

@@ -10,6 +10,7 @@
 // argument is the name of the one test to run.
 #include "base/hash.h"
 #include "inject.h"
+#include "pack.h"
 #include "plan.h"
 #include "power.h"
 #include "small_model.h"
@@ -141,9 +142,17 @@ static void check_nothing_half(const char *tree, const char *reference)
         char *expected = q3_test_path("%s/%s", reference, name);
         struct stat status;
         assert_int_equal(lstat(path, &status), 0);
-        if (S_ISDIR(status.st_mode)) {
+        q3_error error;
+        q3_pack piece;
+        if (strcmp(name, "extract.headers") == 0 || strcmp(name, "extract.journal") == 0 ||
+            ends_in(name, ".part")) {
+            // What an unfinished extraction has beside pack files.
+        } else if (S_ISDIR(status.st_mode)) {
             check_nothing_half(path, expected);
-        } else if (!ends_in(name, ".part") && strcmp(name, "extract.journal") != 0) {
+        } else if (ends_in(name, ".piece")) {
+            assert_ok(q3_pack_open(path, &piece, &error));
+            q3_pack_close(&piece);
+        } else {
             size_t size, expected_size;
             char *data = q3_test_read(path, &size), *other = q3_test_read(expected, &expected_size);
             if (size != expected_size || memcmp(data, other, size) != 0)
@@ -335,6 +344,142 @@ static void test_power_lost(void **state)
                 }
             }
     print_message("power lost: %u times\n", lost);
+}
+
+// ---- shards that come one at a time, and go ----
+
+static const unsigned orders[][Q3_SMALL_SHARDS] = {{1, 2, 3}, {3, 1, 2}};
+
+static char *arriving;
+
+static char *shard_path(const char *in, unsigned number)
+{
+    return q3_test_path("%s/model-%05u-of-%05u.safetensors", in, number, Q3_SMALL_SHARDS);
+}
+
+static void put_shard(unsigned number)
+{
+    char *from = shard_path(model, number), *to = shard_path(arriving, number);
+    size_t size;
+    char *data = q3_test_read(from, &size);
+    q3_test_write(to, data, size);
+    free(data);
+    free(to);
+    free(from);
+}
+
+static void take_shard(unsigned number)
+{
+    char *path = shard_path(arriving, number);
+    assert_int_equal(unlink(path), 0);
+    free(path);
+}
+
+static q3_test_result extract_arrived(void)
+{
+    return q3_test_run(NULL, Q3_TEST_EXTRACT, arriving, pack, "--codec", "raw", "--jobs", "1",
+                       "--partial", "--quiet", NULL);
+}
+
+// The order's shards from the `first` on, each taken away when it is packed.
+static void extract_arriving(const unsigned order[Q3_SMALL_SHARDS], unsigned first)
+{
+    for (unsigned i = first; i < Q3_SMALL_SHARDS; i++) {
+        const bool last = i + 1 == Q3_SMALL_SHARDS;
+        put_shard(order[i]);
+        q3_test_result result = extract_arrived();
+        if (last && result.code == 6)
+            assert_non_null(strstr(result.err, ": holds a finished extraction "));
+        else if (result.code != (last ? 0 : 5))
+            fail_msg("shard %u after %s %" PRIu64 ", action %u, loss %d: exit code %d, \"%s\"",
+                     order[i], q3_inject_name((q3_inject_kind)record->kind), record->at,
+                     (unsigned)record->action, record->number, result.code, result.err);
+        q3_test_result_free(&result);
+        take_shard(order[i]);
+    }
+    q3_test_trees_equal(pack, whole);
+}
+
+// Ends the run that packs each shard, at each call; then goes on with that shard.
+static unsigned end_arriving(const unsigned order[Q3_SMALL_SHARDS], unsigned number,
+                             q3_inject_action action, int loss, const char *before)
+{
+    unsigned ended = 0;
+    for (size_t i = 0; i < sizeof changing_kinds / sizeof *changing_kinds; i++) {
+        bool fired = true;
+        for (uint64_t at = 1; fired; at += full ? 1 : 9) {
+            q3_test_copy_tree(before, pack, false);
+            put_shard(order[number]);
+            arm(changing_kinds[i], action, loss, at);
+            q3_test_result result = extract_arrived();
+            fired = disarm();
+            q3_test_result_free(&result);
+            ended += fired;
+            check_nothing_half(pack, whole);
+            extract_arriving(order, number);
+            q3_test_remove_tree(pack);
+        }
+    }
+    return ended;
+}
+
+// Ends it once it has said that the shard may be deleted, which is then done.
+static void end_said(const unsigned order[Q3_SMALL_SHARDS], unsigned number, int loss,
+                     const char *before)
+{
+    const bool last = number + 1 == Q3_SMALL_SHARDS;
+    q3_test_copy_tree(before, pack, false);
+    put_shard(order[number]);
+    arm(Q3_INJECT_EXIT, Q3_INJECT_POWER, loss, 1);
+    q3_test_result result = extract_arrived();
+    assert_true(disarm());
+    q3_test_result_free(&result);
+    take_shard(order[number]);
+    if (last)
+        q3_test_trees_equal(pack, whole);
+    else
+        extract_arriving(order, number + 1);
+    q3_test_remove_tree(pack);
+}
+
+static void test_arriving_shards(void **state)
+{
+    (void)state;
+    static const int losses[] = {Q3_POWER_DATA, Q3_POWER_DATA | Q3_POWER_NAMES, Q3_POWER_NAMES};
+    char *before = q3_test_path("%s/before", directory);
+    unsigned ended = 0, lost = 0;
+    arriving = q3_test_path("%s/arriving", directory);
+    q3_test_copy_tree(model, arriving, false);
+    for (unsigned i = 1; i <= Q3_SMALL_SHARDS; i++)
+        take_shard(i);
+    for (size_t o = 0; o < sizeof orders / sizeof *orders; o++) {
+        const unsigned *order = orders[o];
+        assert_int_equal(mkdir(before, 0777), 0);
+        for (unsigned i = 0; i < Q3_SMALL_SHARDS; i++) {
+            ended += end_arriving(order, i, Q3_INJECT_KILL_BEFORE, 0, before);
+            ended += end_arriving(order, i, Q3_INJECT_KILL_AFTER, 0, before);
+            for (size_t k = 0; k < (full ? 3 : 2); k++) {
+                lost += end_arriving(order, i, Q3_INJECT_POWER, losses[k], before);
+                end_said(order, i, losses[k], before);
+                lost++;
+            }
+            // One shard further.
+            q3_test_copy_tree(before, pack, false);
+            put_shard(order[i]);
+            q3_test_result result = extract_arrived();
+            assert_int_equal(result.code, i + 1 < Q3_SMALL_SHARDS ? 5 : 0);
+            q3_test_result_free(&result);
+            take_shard(order[i]);
+            q3_test_remove_tree(before);
+            assert_int_equal(rename(pack, before), 0);
+        }
+        q3_test_trees_equal(before, whole);
+        q3_test_remove_tree(before);
+    }
+    print_message("shards one at a time: ended %u times, power lost %u times\n", ended, lost);
+    q3_test_remove_tree(arriving);
+    free(arriving);
+    free(before);
 }
 
 // ---- each call failed ----
@@ -917,12 +1062,13 @@ static void test_run_faults(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_one_tree),         cmocka_unit_test(test_ended_anywhere),
-        cmocka_unit_test(test_power_lost),       cmocka_unit_test(test_extract_faults),
-        cmocka_unit_test(test_killed_at_random), cmocka_unit_test(test_second_run),
-        cmocka_unit_test(test_shards_shrink),    cmocka_unit_test(test_interrupted),
-        cmocka_unit_test(test_full_disk),        cmocka_unit_test(test_unpack_faults),
-        cmocka_unit_test(test_verify_faults),    cmocka_unit_test(test_run_faults),
+        cmocka_unit_test(test_one_tree),       cmocka_unit_test(test_ended_anywhere),
+        cmocka_unit_test(test_power_lost),     cmocka_unit_test(test_arriving_shards),
+        cmocka_unit_test(test_extract_faults), cmocka_unit_test(test_killed_at_random),
+        cmocka_unit_test(test_second_run),     cmocka_unit_test(test_shards_shrink),
+        cmocka_unit_test(test_interrupted),    cmocka_unit_test(test_full_disk),
+        cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_verify_faults),
+        cmocka_unit_test(test_run_faults),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

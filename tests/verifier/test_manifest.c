@@ -4,6 +4,7 @@
 // and what is malformed is refused with a message that says where and why.
 #include "damage.h"
 #include "manifest.h"
+#include "schema.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -412,6 +413,88 @@ static void shards_are_read_and_written(void **state)
     free(text);
 }
 
+// ---- the schema ----
+
+static bool fits_schema(const q3_json *schema, const char *text, q3_error *err)
+{
+    q3_json json;
+    if (!q3_json_parse("m.json", (q3_bytes){(const uint8_t *)text, strlen(text)}, &json, err))
+        return false;
+    const bool ok = schema_check(schema->root, schema->root, json.root, err);
+    q3_json_free(&json);
+    return ok;
+}
+
+static void manifests_are_as_the_schema_says(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"tiny-omni.json", "qwen3-omni-30b-a3b-instruct.json",
+                                        "qwen3-omni-30b-a3b-thinking.json",
+                                        "qwen3-omni-30b-a3b-captioner.json", "qwen3-30b-a3b.json"};
+    q3_json schema;
+    q3_error err;
+    load_json(Q3_TEST_MANIFEST_DIR "/manifest.schema.json", &schema);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = q3_test_path(Q3_TEST_MANIFEST_DIR "/%s", names[i]);
+        char *text = q3_test_read(path, NULL);
+        if (!fits_schema(&schema, text, &err))
+            fail_msg("%s: %s", names[i], err.message);
+        free(text);
+        free(path);
+    }
+    if (!fits_schema(&schema, sample, &err))
+        fail_msg("%s", err.message);
+    q3_json_free(&schema);
+}
+
+// What the schema refuses, and says where.
+static void what_the_schema_refuses(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to, *message;
+    } rows[] = {
+        {"\"q3-manifest\"", "\"q3-pack\"", "format: is not the const"},
+        {"\"format\"", "\"fromat\"", "an item: lacks format"},
+        {"\"sample\"", "\"Sam ple\"", "model_type: does not match ^[a-z][a-z0-9_]{0,62}$"},
+        {"\"sample\"", "7", "model_type: is no string"},
+        {"\"dtype\": \"BF16\"", "\"dtype\": \"bf16\"", "dtype: is not in the enum"},
+        {"\"bytes\": 130}", "\"bytes\": 130, \"shards\": 1}", "shards: is not allowed"},
+        {"\"parameters\": 57", "\"parameters\": 0", "parameters: is below the minimum"},
+        {"\"parameters\": 57", "\"parameters\": 57.5", "parameters: is no integer"},
+        {"\"name\": \"text\"", "\"name\": \"txet\"", "name: is not in the enum"},
+        {"\"width\": 4", "\"4\": 4", "an item: does not match ^[a-z][a-z0-9_]{0,62}$"},
+        {"[\"depth\", \"width\"]", "[\"depth\", \"width*\"]",
+         "an item: fits not exactly one of oneOf"},
+        {"[\"depth\", \"width\"]", "[\"depth\", \"4\"]", "an item: fits not exactly one of oneOf"},
+        {"[\"depth\", \"width\"]", "[1, 1, 1, 1, 1, 1, 1, 1, 1]", "shape: is above maxItems"},
+        {"\"components\": [", "\"shards\": [], \"components\": [", "shards: is below minItems"},
+        {"\"components\": [", "\"shards\": [" SHARD("a", "12") "], \"components\": [",
+         "sha256: does not match ^[0-9a-f]{64}$"},
+    };
+    q3_json schema;
+    q3_error err;
+    load_json(Q3_TEST_MANIFEST_DIR "/manifest.schema.json", &schema);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const char *at = strstr(sample, rows[i].from);
+        assert_non_null(at);
+        char *text = q3_test_path("%.*s%s%s", (int)(at - sample), sample, rows[i].to,
+                                  at + strlen(rows[i].from));
+        if (fits_schema(&schema, text, &err))
+            fail_msg("accepted: %s", rows[i].message);
+        assert_string_equal(err.message, rows[i].message);
+        free(text);
+    }
+    // Shards as they are meant.
+    const char *at = strstr(sample, "  \"components\"");
+    char *text = q3_test_path("%.*s\"shards\": [" SHARD("a", DIGEST) "], %s", (int)(at - sample),
+                              sample, at);
+    if (!fits_schema(&schema, text, &err))
+        fail_msg("%s", err.message);
+    free(text);
+    q3_json_free(&schema);
+}
+
 static void ambiguity_is_found(void **state)
 {
     (void)state;
@@ -538,6 +621,8 @@ int main(void)
         cmocka_unit_test(a_manifest_by_hand),
         cmocka_unit_test(bad_manifests_are_refused),
         cmocka_unit_test(shards_are_read_and_written),
+        cmocka_unit_test(manifests_are_as_the_schema_says),
+        cmocka_unit_test(what_the_schema_refuses),
         cmocka_unit_test(ambiguity_is_found),
         cmocka_unit_test(files_that_cannot_be_read),
         cmocka_unit_test(instruct_names_every_published_tensor),
