@@ -17,8 +17,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-// Slots are small: what is read is each thread's own. So many that the others go on while one thread
-// reads the largest tensor.
+// Slots are small: what is read is each thread's own. So many that the others go on while one
+// thread reads the largest tensor.
 enum { SLOTS_PER_THREAD = 128, COPY_BYTES_MAX = 256 << 20 };
 
 // What a run of q3-extract that is ended leaves behind.
