@@ -20,11 +20,12 @@ static const char single_name[] = "model.safetensors";
 // One survey: what is known so far and whom to tell.
 typedef struct survey {
     q3_checkpoint *checkpoint;
-    bool headers_only;
+    q3_survey_options options;
     q3_problem_listener *listener;
     void *context;
     bool has_total;
     uint64_t total; // that the index states
+    size_t *listed; // how many tensors the index puts in each shard
     q3_error *err;
 } survey;
 
@@ -195,41 +196,78 @@ static bool list_single(survey *s, const char *path)
     return ok;
 }
 
-static bool read_shard(survey *s, uint32_t number)
+// A kept header is the shard's size in 8 bytes and then its first bytes.
+enum { SAVED_SIZE_BYTES = 8 };
+
+static char *saved_path(const char *headers, const q3_shard *shard, q3_error *err)
+{
+    return q3_format(err, "%s/%s.header", headers, shard->name);
+}
+
+static bool load_saved(const char *path, q3_safetensors *header, uint64_t *size, q3_error *err)
+{
+    char *data;
+    size_t bytes;
+    if (!q3_file_load(path, SAVED_SIZE_BYTES + 8 + Q3_SAFETENSORS_HEADER_MAX, &data, &bytes, err))
+        return false;
+    const q3_bytes whole = {(const uint8_t *)data, bytes};
+    q3_bytes head;
+    const bool ok = (q3_read_u64(whole, 0, size) &&
+                     q3_slice(whole, SAVED_SIZE_BYTES, bytes - SAVED_SIZE_BYTES, &head)) ||
+                    q3_fail(err, Q3_MALFORMED, "%s: not a kept header", path);
+    const bool parsed = ok && q3_safetensors_parse(path, head, *size, header, err);
+    free(data);
+    return parsed;
+}
+
+bool q3_shard_save_header(const q3_checkpoint *checkpoint, uint32_t number, const char *headers,
+                          q3_error *err)
+{
+    const q3_shard *shard = &checkpoint->shards[number];
+    q3_file file = {.fd = -1};
+    uint8_t *data = NULL;
+    char *path = saved_path(headers, shard, err);
+    bool ok = path != NULL;
+    if (ok && q3_path_exists(path)) {
+        q3_safetensors kept = {0};
+        uint64_t size = 0;
+        ok = load_saved(path, &kept, &size, err);
+        if (ok && (size != shard->size || !q3_hash128_equal(kept.hash, shard->header_hash)))
+            ok = q3_fail(err, Q3_REFUSED,
+                         "%s/%s: is not the shard that this extraction was begun with",
+                         checkpoint->directory, shard->name);
+        q3_safetensors_free(&kept);
+        free(path);
+        return ok;
+    }
+    ok = ok && q3_checkpoint_open_shard(checkpoint, number, &file, err);
+    if (ok) {
+        const size_t head = (size_t)shard->header_bytes;
+        data = q3_alloc(SAVED_SIZE_BYTES + head, 1, err);
+        ok = data && q3_file_read(&file, 0, data + SAVED_SIZE_BYTES, head, err);
+        if (ok) {
+            q3_put_u64(data, shard->size);
+            ok = q3_file_publish(path, data, SAVED_SIZE_BYTES + head, err);
+        }
+    }
+    free(data);
+    q3_file_close(&file);
+    free(path);
+    return ok;
+}
+
+// Takes over what a header says, and holds it against the index.
+static bool take_header(survey *s, uint32_t number, const char *path, const q3_safetensors *header)
 {
     q3_checkpoint *checkpoint = s->checkpoint;
     q3_shard *shard = &checkpoint->shards[number];
-    char *path = q3_checkpoint_path(checkpoint, shard->name, s->err);
-    if (!path)
-        return false;
     bool ok = true;
-    q3_safetensors header = {0};
-    q3_error problem;
-    if (!q3_path_exists(path)) {
-        size_t listed = 0;
-        for (size_t i = 0; i < checkpoint->listed_count; i++)
-            listed += checkpoint->listed[i].shard == number;
-        ok = tell(s, Q3_PROBLEM_SHARD_ABSENT, shard->name, shard->name, Q3_INCOMPLETE,
-                  "%s: the shard is absent; the index puts %zu tensors there", path, listed);
-        goto done;
-    }
-    shard->present = true;
-    if (!q3_safetensors_load(path, &header, &shard->size, &problem)) {
-        ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, shard->name, (enum q3_exit)problem.code,
-                  "%s", problem.message);
-        goto done;
-    }
-    // Of a file cut short on purpose only what lies behind its header's word is wrong.
-    if ((!s->headers_only || shard->size > header.file_bytes) &&
-        !q3_safetensors_check_size(path, &header, shard->size, &problem))
-        ok =
-            tell(s, Q3_PROBLEM_SIZE, shard->name, shard->name, Q3_MALFORMED, "%s", problem.message);
     shard->read = true;
-    shard->file_bytes = header.file_bytes;
-    shard->header_bytes = header.header_bytes;
-    shard->header_hash = header.hash;
-    for (size_t i = 0; ok && i < header.count; i++) {
-        const q3_safetensor *tensor = &header.tensors[i];
+    shard->file_bytes = header->file_bytes;
+    shard->header_bytes = header->header_bytes;
+    shard->header_hash = header->hash;
+    for (size_t i = 0; ok && i < header->count; i++) {
+        const q3_safetensor *tensor = &header->tensors[i];
         const char *name = tensor->tensor.name;
         q3_listed_tensor *listed =
             bsearch(&(q3_listed_tensor){.name = name}, checkpoint->listed, checkpoint->listed_count,
@@ -250,8 +288,52 @@ static bool read_shard(survey *s, uint32_t number)
             checkpoint->bytes += tensor->tensor.bytes;
         }
     }
-done:
+    return ok;
+}
+
+static bool tell_absent(survey *s, uint32_t number, const char *path)
+{
+    const q3_checkpoint *checkpoint = s->checkpoint;
+    return tell(s, Q3_PROBLEM_SHARD_ABSENT, checkpoint->shards[number].name,
+                checkpoint->shards[number].name, Q3_INCOMPLETE,
+                "%s: the shard is absent; the index puts %zu tensors there", path,
+                s->listed[number]);
+}
+
+static bool read_shard(survey *s, uint32_t number)
+{
+    q3_shard *shard = &s->checkpoint->shards[number];
+    q3_safetensors header = {0};
+    q3_error problem;
+    bool ok = true;
+    char *path = q3_checkpoint_path(s->checkpoint, shard->name, s->err);
+    char *saved = path && s->options.headers ? saved_path(s->options.headers, shard, s->err) : NULL;
+    if (!path || (s->options.headers && !saved)) {
+        free(path);
+        return false;
+    }
+    shard->present = q3_path_exists(path);
+    if (shard->present) {
+        const bool loaded = q3_safetensors_load(path, &header, &shard->size, &problem);
+        shard->unreadable = !loaded && problem.code == Q3_FAILED;
+        // Of a file cut short on purpose only what lies behind its header's word is wrong.
+        if (loaded && (!s->options.headers_only || shard->size > header.file_bytes) &&
+            !q3_safetensors_check_size(path, &header, shard->size, &problem))
+            ok = tell(s, Q3_PROBLEM_SIZE, shard->name, shard->name, Q3_MALFORMED, "%s",
+                      problem.message);
+        if (loaded)
+            ok = ok && take_header(s, number, path, &header);
+        else
+            ok = tell(s, Q3_PROBLEM_MALFORMED, shard->name, shard->name, (enum q3_exit)problem.code,
+                      "%s", problem.message);
+    } else if (saved && q3_path_exists(saved)) {
+        ok = load_saved(saved, &header, &shard->size, s->err) &&
+             take_header(s, number, path, &header);
+    } else {
+        ok = tell_absent(s, number, path);
+    }
     q3_safetensors_free(&header);
+    free(saved);
     free(path);
     return ok;
 }
@@ -307,12 +389,13 @@ static bool check_found(survey *s)
     return true;
 }
 
-bool q3_checkpoint_survey(const char *directory, bool headers_only, q3_problem_listener *listener,
-                          void *context, q3_checkpoint *checkpoint, q3_error *err)
+bool q3_checkpoint_survey(const char *directory, const q3_survey_options *options,
+                          q3_problem_listener *listener, void *context, q3_checkpoint *checkpoint,
+                          q3_error *err)
 {
     *checkpoint = (q3_checkpoint){0};
     survey s = {.checkpoint = checkpoint,
-                .headers_only = headers_only,
+                .options = options ? *options : (q3_survey_options){0},
                 .listener = listener,
                 .context = context,
                 .err = err};
@@ -333,8 +416,11 @@ bool q3_checkpoint_survey(const char *directory, bool headers_only, q3_problem_l
     if (ok) {
         checkpoint->tensors =
             q3_alloc_zeroed(checkpoint->listed_count, sizeof *checkpoint->tensors, err);
-        ok = checkpoint->tensors != NULL;
+        s.listed = q3_alloc_zeroed(checkpoint->shard_count, sizeof *s.listed, err);
+        ok = checkpoint->tensors && s.listed;
     }
+    for (size_t i = 0; ok && i < checkpoint->listed_count; i++)
+        s.listed[checkpoint->listed[i].shard]++;
     for (uint32_t i = 0; ok && i < checkpoint->shard_count; i++)
         ok = read_shard(&s, i);
     if (ok) {
@@ -342,6 +428,7 @@ bool q3_checkpoint_survey(const char *directory, bool headers_only, q3_problem_l
               compare_stored);
         ok = check_strays(&s) && check_found(&s);
     }
+    free(s.listed);
     free(index);
     free(single);
     if (!ok)
@@ -357,7 +444,7 @@ static bool only_total(void *context, const q3_problem *problem)
 
 bool q3_checkpoint_open(const char *directory, q3_checkpoint *checkpoint, q3_error *err)
 {
-    return q3_checkpoint_survey(directory, false, only_total, NULL, checkpoint, err);
+    return q3_checkpoint_survey(directory, NULL, only_total, NULL, checkpoint, err);
 }
 
 void q3_checkpoint_close(q3_checkpoint *checkpoint)

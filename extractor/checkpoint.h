@@ -23,8 +23,9 @@ typedef struct q3_stored_tensor {
 
 typedef struct q3_shard {
     char *name;
-    bool present; // false: the file does not exist
-    bool read;    // present, and its header is sound: its tensors are in the list
+    bool present;           // false: the file does not exist
+    bool read;              // its header is known and sound: its tensors are in the list
+    bool unreadable;        // present, and the system could not read it
     uint64_t size;          // of the file
     uint64_t file_bytes;    // that the header describes
     uint64_t header_bytes;  // where the data begin: 8 + the header's length
@@ -52,8 +53,8 @@ typedef struct q3_checkpoint {
 } q3_checkpoint;
 
 typedef enum q3_problem_kind {
-    Q3_PROBLEM_MALFORMED,    // an index or shard that breaks its format's rules
-    Q3_PROBLEM_SIZE,         // a shard's header is sound, the file is shorter or longer than it says
+    Q3_PROBLEM_MALFORMED, // an index or shard that breaks its format's rules
+    Q3_PROBLEM_SIZE,      // a shard's header is sound, the file is shorter or longer than it says
     Q3_PROBLEM_SHARD_ABSENT, // a shard that the index names does not exist; subject is the shard
     Q3_PROBLEM_SHARD_LACKS,  // the index puts a tensor in a shard that does not hold it
     Q3_PROBLEM_UNLISTED,  // a shard holds a tensor, or the directory a shard, that the index does
@@ -72,12 +73,20 @@ typedef struct q3_problem {
 // Returns true to go on and hear of further problems, false to stop.
 typedef bool q3_problem_listener(void *context, const q3_problem *problem);
 
+typedef struct q3_survey_options {
+    // A directory of headers that q3_shard_save_header kept, or NULL: a shard that is absent but
+    // has its header there is described as it was, and is no problem.
+    const char *headers;
+    bool headers_only; // shards of which only the first bytes are there pass
+} q3_survey_options;
+
 // Reads the index (model.safetensors.index.json, or a lone model.safetensors) and all the shards'
 // headers. False, with *err, only when going on makes no sense (no index, no memory, the listener
-// said stop). With problems told and not stopped, the checkpoint holds whatever is sound. Shards of
-// which only the first bytes are there pass where `headers_only`.
-bool q3_checkpoint_survey(const char *directory, bool headers_only, q3_problem_listener *listener,
-                          void *context, q3_checkpoint *checkpoint, q3_error *err);
+// said stop). With problems told and not stopped, the checkpoint holds whatever is sound. options
+// may be NULL for none.
+bool q3_checkpoint_survey(const char *directory, const q3_survey_options *options,
+                          q3_problem_listener *listener, void *context, q3_checkpoint *checkpoint,
+                          q3_error *err);
 
 // The same for those who need all of it to be right: fails with the first problem (but lets a wrong
 // total_size pass: it is a comment of the index, and nothing depends on it).
@@ -90,6 +99,11 @@ const q3_listed_tensor *q3_checkpoint_listed(const q3_checkpoint *checkpoint, co
 const q3_stored_tensor *q3_checkpoint_find(const q3_checkpoint *checkpoint, const char *name);
 // Path of a file in the checkpoint's directory, to free().
 char *q3_checkpoint_path(const q3_checkpoint *checkpoint, const char *name, q3_error *err);
+
+// Keeps a present shard's header in a directory, for later surveys without the shard. A header that
+// is there already must be of the same shard, else Q3_REFUSED.
+bool q3_shard_save_header(const q3_checkpoint *checkpoint, uint32_t shard, const char *headers,
+                          q3_error *err);
 
 // Opens a shard for reading tensors' bytes, and checks that its size is still the one seen.
 bool q3_checkpoint_open_shard(const q3_checkpoint *checkpoint, uint32_t shard, q3_file *file,

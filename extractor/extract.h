@@ -21,11 +21,17 @@ typedef struct q3_extract_result {
     uint64_t files, tensors, bytes; // of the whole pack, bytes uncompressed
     uint64_t stored;                // bytes of all the pack files
     uint64_t resumed_files;         // that an earlier run had finished
+    uint64_t waiting_files;         // that need shards which have not come; 0: finished
     double seconds;
 } q3_extract_result;
 
 // Plans and extracts. A pack directory that exists must be empty or hold an unfinished extraction
 // of the same request, which is taken up. On failure and interruption what is finished stays.
+//
+// With selection.partial, shards may come one at a time: what is there is packed, and once the call
+// has returned true every shard that was present may be deleted, because all that is wanted of it
+// is packed and synced. A file that a shard boundary cuts waits in pieces for its other shards.
+// result->waiting_files tells whether another call is needed.
 bool q3_extract(const q3_extract_options *options, q3_extract_result *result, q3_error *err);
 
 // The same for a plan that was made before.

@@ -5,13 +5,15 @@
 #include "base/text.h"
 #include "base/workers.h"
 #include "extract.h"
+#include "journal.h"
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 
-static const char *components = "text", *layers, *experts, *codec = "zstd";
+static const char *components = "text", *layers, *experts, *codec = "bitplane";
 static uint64_t jobs;
-static bool dry_run, quiet, json;
+static bool partial, dry_run, quiet, json;
 
 static const char *ratio_text(uint64_t stored, uint64_t bytes, char out[16])
 {
@@ -52,7 +54,8 @@ static bool print_plan(const q3_plan *plan, q3_error *err)
             if (sums[i].files)
                 print_row(q3_component_name((q3_component)i), &sums[i]);
         print_row("total", &all);
-        printf("pack files: %s bytes as raw, at most that as zstd; %zu small files are copied\n",
+        printf("pack files: %s bytes as raw, at most that in other codecs; %zu small files are "
+               "copied\n",
                q3_grouped(plan->raw_size, text), plan->copy_count);
         return true;
     }
@@ -87,13 +90,27 @@ static bool print_plan(const q3_plan *plan, q3_error *err)
     return ok;
 }
 
-static bool print_result(const q3_extract_result *result, q3_error *err)
+// Of an extraction whose shards come one at a time: what may be deleted, and what is still to come.
+static void print_shards(const q3_plan *plan)
+{
+    const q3_checkpoint *checkpoint = &plan->checkpoint;
+    for (uint32_t i = 0; i < checkpoint->shard_count; i++)
+        if (checkpoint->shards[i].present)
+            printf("%s: all that is wanted of it is packed and synced, it may be deleted\n",
+                   checkpoint->shards[i].name);
+}
+
+static bool print_result(const q3_plan *plan, const q3_extract_result *result, q3_error *err)
 {
     if (!json) {
         char tensors[Q3_GROUPED_MAX], files[Q3_GROUPED_MAX], bytes[Q3_GROUPED_MAX];
         char stored[Q3_GROUPED_MAX], ratio[16];
         if (quiet)
             return true;
+        if (result->waiting_files) {
+            print_shards(plan);
+            return true;
+        }
         printf("%s tensors, %s, in %s pack files of %s together (%s) in %.1f s\n",
                q3_grouped(result->tensors, tensors), q3_human_bytes(result->bytes, bytes),
                q3_grouped(result->files, files), q3_human_bytes(result->stored, stored),
@@ -110,6 +127,12 @@ static bool print_result(const q3_extract_result *result, q3_error *err)
     q3_json_put_u64(&out, "bytes", result->bytes);
     q3_json_put_u64(&out, "stored_bytes", result->stored);
     q3_json_put_u64(&out, "resumed_files", result->resumed_files);
+    q3_json_put_u64(&out, "waiting_files", result->waiting_files);
+    q3_json_begin_array(&out, "deletable_shards");
+    for (uint32_t i = 0; i < plan->checkpoint.shard_count; i++)
+        if (plan->checkpoint.shards[i].present)
+            q3_json_put_string(&out, NULL, plan->checkpoint.shards[i].name);
+    q3_json_end_array(&out);
     q3_json_put_double(&out, "seconds", result->seconds);
     q3_json_end_object(&out);
     const bool ok = q3_json_finish(&out, err);
@@ -119,24 +142,61 @@ static bool print_result(const q3_extract_result *result, q3_error *err)
     return ok;
 }
 
+// The message of an extraction that waits for shards.
+static bool fail_waiting(const q3_plan *plan, const q3_extract_result *result, q3_error *err)
+{
+    const q3_checkpoint *checkpoint = &plan->checkpoint;
+    uint32_t unseen = 0;
+    const char *first = "";
+    for (uint32_t i = checkpoint->shard_count; i-- > 0;)
+        if (!checkpoint->shards[i].read) {
+            unseen++;
+            first = checkpoint->shards[i].name;
+        }
+    return q3_fail(err, Q3_INCOMPLETE,
+                   "%s: %" PRIu64 " files wait for %" PRIu32 " of %" PRIu32
+                   " shards that have not come yet, the first is %s",
+                   checkpoint->directory, result->waiting_files, unseen, checkpoint->shard_count,
+                   first);
+}
+
+static bool extract(const q3_plan *plan, const q3_extract_options *options, q3_error *err)
+{
+    q3_extract_result result;
+    return q3_extract_plan(plan, options, &result, err) && print_result(plan, &result, err) &&
+           (result.waiting_files == 0 || fail_waiting(plan, &result, err));
+}
+
 static int run(const char *const *arguments)
 {
     q3_error err;
     q3_extract_options options = {
         .model_directory = arguments[0],
         .pack_directory = arguments[1],
-        .selection = {.components = components, .layers = layers, .experts = experts},
+        .selection = {.components = components,
+                      .layers = layers,
+                      .experts = experts,
+                      .partial = partial},
         .jobs = jobs ? (unsigned)jobs : q3_workers_default(),
         .quiet = quiet,
     };
     q3_codec_parse(codec, &options.codec); // one of the option's choices
-    q3_plan plan;
-    if (!q3_plan_make(options.model_directory, &options.selection, &plan, &err))
+    bool finished = false;
+    if (!dry_run && !q3_journal_tidy(options.pack_directory, &finished, &err))
         return q3_report(&err);
-    q3_extract_result result;
-    const bool ok =
-        dry_run ? print_plan(&plan, &err)
-                : q3_extract_plan(&plan, &options, &result, &err) && print_result(&result, &err);
+    if (finished) {
+        if (!quiet)
+            printf("%s: had been finished before\n", options.pack_directory);
+        return Q3_DONE;
+    }
+    q3_plan plan;
+    char *headers = q3_journal_headers(options.pack_directory, &err);
+    bool ok =
+        headers && q3_plan_make(options.model_directory, headers, &options.selection, &plan, &err);
+    free(headers);
+    if (!ok)
+        return q3_report(&err);
+    ok = dry_run ? print_plan(&plan, &err) : extract(&plan, &options, &err);
     q3_plan_free(&plan);
     return ok ? Q3_DONE : q3_report(&err);
 }
@@ -161,9 +221,15 @@ static const q3_option options[] = {
      .help = "only these experts of each layer, such as 0-7,12"},
     {.name = "codec",
      .kind = Q3_OPTION_CHOICE,
-     .value_name = "raw|zstd",
+     .value_name = Q3_CODEC_CHOICES,
      .target = &codec,
-     .help = "how frames are stored: zstd (the default) or raw"},
+     .help = "how frames are stored: bitplane (the default, fastest to read), zstd, raw, or for "
+             "each frame whichever is smallest"},
+    {.name = "partial",
+     .kind = Q3_OPTION_FLAG,
+     .target = &partial,
+     .help = "shards may come one at a time: pack what is there, say which shards may be deleted, "
+             "and go on with the same command when more have come"},
     {.name = "jobs",
      .letter = 'j',
      .kind = Q3_OPTION_NUMBER,
@@ -183,6 +249,7 @@ static const q3_option options[] = {
      .target = &quiet,
      .help = "print nothing but errors"},
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &json, .help = "print results as JSON"},
+    Q3_CPU_OPTION,
 };
 
 static const q3_command command = {

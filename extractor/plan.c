@@ -82,46 +82,41 @@ static bool is_selected(const q3_plan *plan, const q3_place *place, const bool *
            (place->part != Q3_EXPERT || experts[place->expert]);
 }
 
-// The tensor of an ordinal, found, with the shape that the configuration gives it. When it is not
-// found, *missing counts it and the first one is described in *err.
-static const q3_stored_tensor *take_tensor(const q3_plan *plan, uint64_t ordinal, size_t *missing,
-                                           bool *ok, q3_error *err)
+// Counts a tensor that is not there; the first one is described in *err.
+static void report_missing(const q3_plan *plan, const char *name, size_t *missing, q3_error *err)
 {
     const q3_checkpoint *checkpoint = &plan->checkpoint;
-    char name[Q3_NAME_MAX];
-    const q3_pattern *pattern = q3_inventory_at(&plan->inventory, ordinal, name);
-    const q3_stored_tensor *stored = q3_checkpoint_find(checkpoint, name);
-    if (!stored) {
-        if ((*missing)++ == 0) {
-            const q3_listed_tensor *listed = q3_checkpoint_listed(checkpoint, name);
-            if (listed)
-                q3_fail(err, Q3_INCOMPLETE,
-                        "%s/%s: the shard is absent, but the index puts %s there",
-                        checkpoint->directory, checkpoint->shards[listed->shard].name, name);
-            else
-                q3_fail(err, Q3_INCOMPLETE,
-                        "%s: %s is never listed: config.json promises it, but the index names no "
-                        "shard for it",
-                        checkpoint->directory, name);
-        }
-        return NULL;
-    }
+    if ((*missing)++)
+        return;
+    const q3_listed_tensor *listed = q3_checkpoint_listed(checkpoint, name);
+    if (listed)
+        q3_fail(err, Q3_INCOMPLETE, "%s/%s: the shard is absent, but the index puts %s there",
+                checkpoint->directory, checkpoint->shards[listed->shard].name, name);
+    else
+        q3_fail(err, Q3_INCOMPLETE,
+                "%s: %s is never listed: config.json promises it, but the index names no shard for "
+                "it",
+                checkpoint->directory, name);
+}
+
+// Has the tensor the shape that the configuration gives it?
+static bool check_shape(const q3_plan *plan, const q3_pattern *pattern,
+                        const q3_stored_tensor *stored, q3_error *err)
+{
     const q3_tensor *tensor = &stored->tensor;
-    if (!q3_shape_equal(tensor->rank, tensor->shape, pattern->rank, pattern->shape)) {
-        char expected[Q3_SHAPE_TEXT_MAX], found[Q3_SHAPE_TEXT_MAX];
-        *ok = q3_fail(err, Q3_MALFORMED, "%s/%s: %s: expected shape %s, found %s",
-                      checkpoint->directory, checkpoint->shards[stored->shard].name, name,
-                      q3_shape_text(pattern->rank, pattern->shape, expected),
-                      q3_shape_text(tensor->rank, tensor->shape, found));
-    }
-    return stored;
+    char expected[Q3_SHAPE_TEXT_MAX], found[Q3_SHAPE_TEXT_MAX];
+    return q3_shape_equal(tensor->rank, tensor->shape, pattern->rank, pattern->shape) ||
+           q3_fail(err, Q3_MALFORMED, "%s/%s: %s: expected shape %s, found %s",
+                   plan->checkpoint.directory, plan->checkpoint.shards[stored->shard].name,
+                   tensor->name, q3_shape_text(pattern->rank, pattern->shape, expected),
+                   q3_shape_text(tensor->rank, tensor->shape, found));
 }
 
 // A tensor on its way to its file.
 typedef struct placed {
     q3_place place;
-    uint64_t ordinal;
-    const q3_stored_tensor *tensor;
+    uint64_t ordinal, bytes;
+    const q3_stored_tensor *tensor; // NULL: its shard is to come
 } placed;
 
 static int compare_placed(const void *a, const void *b)
@@ -170,11 +165,13 @@ static bool group(q3_plan *plan, placed *tensors, size_t count, q3_error *err)
             return false;
         for (; i < next; i++) {
             file->tensors[file->tensor_count++] = tensors[i].tensor;
-            file->bytes += tensors[i].tensor->tensor.bytes;
+            file->unknown += tensors[i].tensor == NULL;
+            file->bytes += tensors[i].bytes;
         }
         plan->tensors += file->tensor_count;
         plan->bytes += file->bytes;
-        plan->raw_size += raw_size_of(file);
+        if (file->unknown == 0)
+            plan->raw_size += raw_size_of(file);
     }
     return true;
 }
@@ -202,9 +199,13 @@ static bool select_tensors(q3_plan *plan, const q3_selection *selection, q3_erro
         const q3_place place = q3_pattern_place(pattern, ordinal);
         if (!is_selected(plan, &place, layers, experts))
             continue;
-        const q3_stored_tensor *stored = take_tensor(plan, ordinal, &missing, &ok, err);
+        const q3_stored_tensor *stored = q3_checkpoint_find(&plan->checkpoint, name);
         if (stored)
-            tensors[count++] = (placed){place, ordinal, stored};
+            ok = check_shape(plan, pattern, stored, err);
+        else if (!selection->partial || !q3_checkpoint_listed(&plan->checkpoint, name))
+            report_missing(plan, name, &missing, err);
+        tensors[count++] =
+            (placed){.place = place, .ordinal = ordinal, .bytes = pattern->bytes, .tensor = stored};
     }
     if (ok && missing) {
         if (missing > 1) {
@@ -278,15 +279,16 @@ static bool collect_copies(q3_plan *plan, q3_error *err)
     return ok;
 }
 
-bool q3_plan_make(const char *model_directory, const q3_selection *selection, q3_plan *plan,
-                  q3_error *err)
+bool q3_plan_make(const char *model_directory, const char *headers, const q3_selection *selection,
+                  q3_plan *plan, q3_error *err)
 {
     *plan = (q3_plan){0};
     q3_json config = {0};
     char *path = NULL;
-    bool ok =
-        q3_checkpoint_survey(model_directory, false, absent_shards_wait, NULL, &plan->checkpoint, err) &&
-        (path = q3_checkpoint_path(&plan->checkpoint, "config.json", err)) != NULL;
+    const q3_survey_options options = {.headers = headers};
+    bool ok = q3_checkpoint_survey(model_directory, &options, absent_shards_wait, NULL,
+                                   &plan->checkpoint, err) &&
+              (path = q3_checkpoint_path(&plan->checkpoint, "config.json", err)) != NULL;
     if (ok && !q3_path_exists(path))
         ok = q3_fail(err, Q3_INCOMPLETE, "%s: no config.json", model_directory);
     ok = ok && q3_config_load(path, &plan->config, &config, err) &&

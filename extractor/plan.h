@@ -17,13 +17,15 @@ typedef struct q3_selection {
     const char *components; // "text", "all", or names separated by commas
     const char *layers;     // of the text model, such as "0-5"; NULL for all
     const char *experts;    // of each layer, such as "0-7,12"; NULL for all
+    bool partial;           // go on without shards that have not come yet
 } q3_selection;
 
 typedef struct q3_plan_file {
     q3_place place;
-    const q3_stored_tensor **tensors; // in the order of the inventory
+    const q3_stored_tensor **tensors; // in the order of the inventory; NULL: its shard is to come
     uint32_t tensor_count;
-    uint64_t bytes; // uncompressed
+    uint32_t unknown; // how many are NULL
+    uint64_t bytes;   // uncompressed
 } q3_plan_file;
 
 typedef struct q3_plan {
@@ -36,12 +38,15 @@ typedef struct q3_plan {
     char **copies; // names of the small files to copy, sorted
     size_t copy_count;
     uint64_t tensors, bytes; // in all files
-    uint64_t raw_size;       // of all pack files when nothing is compressed, exact
+    uint64_t raw_size;       // of all pack files when nothing is compressed: exact, without files
+                             // that have unknown tensors
 } q3_plan;
 
-// Surveys the checkpoint and plans. Shards that hold nothing of what is asked for may be absent.
-bool q3_plan_make(const char *model_directory, const q3_selection *selection, q3_plan *plan,
-                  q3_error *err);
+// Surveys the checkpoint and plans. Shards that hold nothing of what is asked for may be absent,
+// and those whose headers an earlier run has kept in the directory `headers` (which may be NULL or
+// absent).
+bool q3_plan_make(const char *model_directory, const char *headers, const q3_selection *selection,
+                  q3_plan *plan, q3_error *err);
 void q3_plan_free(q3_plan *plan); // a zeroed or freed one is fine
 
 #endif

@@ -89,15 +89,18 @@ static int run_list(const char *const *arguments)
 
 // ---- show ----
 
+enum { CODECS_MAX = 8 };
+
 // Sum of a tensor's stored bytes, and how many of its frames each codec stored.
-static uint64_t stored_bytes(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t *zstd)
+static uint64_t stored_bytes(const q3_pack *pack, const q3_pack_tensor *tensor,
+                             uint32_t frames[CODECS_MAX])
 {
     uint64_t sum = 0;
-    *zstd = 0;
+    memset(frames, 0, CODECS_MAX * sizeof *frames);
     for (uint32_t i = 0; i < tensor->frame_count; i++) {
         const q3_frame *frame = &pack->frames[tensor->first_frame + i];
         sum += frame->stored_bytes;
-        *zstd += frame->codec == Q3_CODEC_ZSTD;
+        frames[frame->codec]++;
     }
     return sum;
 }
@@ -112,14 +115,17 @@ static void show_text(const q3_set *set, const q3_set_file *file, const q3_pack 
     for (uint32_t i = 0; i < pack->tensor_count; i++) {
         const q3_pack_tensor *tensor = &pack->tensors[i];
         const q3_set_tensor *source = &file->tensors[i];
-        uint32_t zstd;
-        const uint64_t sum = stored_bytes(pack, tensor, &zstd);
+        uint32_t frames[CODECS_MAX];
+        const uint64_t sum = stored_bytes(pack, tensor, frames);
         printf("\n%s\n", tensor->tensor.name);
         printf("  %s %s, %s bytes, hash %s\n", q3_dtype_name(tensor->tensor.dtype),
                q3_shape_text(tensor->tensor.rank, tensor->tensor.shape, shape),
                q3_grouped(tensor->tensor.bytes, size), q3_hash128_text(tensor->hash, hash));
-        printf("  stored in %s bytes: %" PRIu32 " frames zstd, %" PRIu32 " raw\n",
-               q3_grouped(sum, stored), zstd, tensor->frame_count - zstd);
+        printf("  stored in %s bytes, frames:", q3_grouped(sum, stored));
+        for (unsigned codec = 0; q3_codec_is_stored(codec); codec++)
+            if (frames[codec])
+                printf(" %" PRIu32 " %s", frames[codec], q3_codec_name(codec));
+        putchar('\n');
         printf("  from %s at %" PRIu64 "\n", set->shards[source->shard].name, source->offset);
     }
 }
@@ -136,8 +142,8 @@ static bool show_json(const q3_set *set, const q3_set_file *file, const q3_pack 
     q3_json_begin_array(&out, "tensors");
     for (uint32_t i = 0; i < pack->tensor_count; i++) {
         const q3_pack_tensor *tensor = &pack->tensors[i];
-        uint32_t zstd;
-        const uint64_t sum = stored_bytes(pack, tensor, &zstd);
+        uint32_t frames[CODECS_MAX];
+        const uint64_t sum = stored_bytes(pack, tensor, frames);
         q3_json_inline(&out);
         q3_json_begin_object(&out, NULL);
         q3_json_put_string(&out, "name", tensor->tensor.name);
@@ -149,8 +155,11 @@ static bool show_json(const q3_set *set, const q3_set_file *file, const q3_pack 
         q3_json_put_u64(&out, "bytes", tensor->tensor.bytes);
         q3_json_put_string(&out, "hash", q3_hash128_text(tensor->hash, hash));
         q3_json_put_u64(&out, "stored_bytes", sum);
-        q3_json_put_u64(&out, "frames", tensor->frame_count);
-        q3_json_put_u64(&out, "zstd_frames", zstd);
+        q3_json_begin_object(&out, "frames");
+        for (unsigned codec = 0; q3_codec_is_stored(codec); codec++)
+            if (frames[codec])
+                q3_json_put_u64(&out, q3_codec_name(codec), frames[codec]);
+        q3_json_end_object(&out);
         q3_json_put_string(&out, "shard", set->shards[file->tensors[i].shard].name);
         q3_json_put_u64(&out, "offset", file->tensors[i].offset);
         q3_json_end_object(&out);
@@ -266,6 +275,7 @@ static const q3_option unpack_options[] = {
      .kind = Q3_OPTION_FLAG,
      .target = &quiet,
      .help = "print nothing but errors"},
+    Q3_CPU_OPTION,
 };
 
 static const q3_command commands[] = {

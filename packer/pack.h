@@ -112,7 +112,8 @@ bool q3_pack_writer_create(const char *path, const q3_tensor *tensors, uint32_t 
 // is made of; stored is what encoding it gave.
 bool q3_pack_writer_add(q3_pack_writer *writer, q3_codec codec, const void *raw, size_t raw_bytes,
                         const void *stored, size_t stored_bytes, uint64_t hash, q3_error *err);
-// Writes header and directory, syncs, renames. The writer is gone afterwards, whatever happens.
+// Writes header and directory, syncs, reads all of it back from the disk and checks every hash,
+// renames. The writer is gone afterwards, whatever happens.
 bool q3_pack_writer_publish(q3_pack_writer *writer, uint64_t *size, q3_hash128 *root,
                             q3_error *err);
 // Gives up and removes what was written; NULL is fine.

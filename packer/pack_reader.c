@@ -155,7 +155,7 @@ static bool parse_frames(const header *h, q3_bytes directory, q3_pack *pack, q3_
             const uint64_t raw_at = (uint64_t)k * entry->frame_bytes;
             const uint64_t left = entry->tensor.bytes - raw_at;
             frame->raw_bytes = left < entry->frame_bytes ? (uint32_t)left : entry->frame_bytes;
-            if (!q3_codec_name(codec))
+            if (!q3_codec_is_stored(codec))
                 return q3_fail(err, Q3_MALFORMED, "%s: %s: frame %" PRIu32 ": unknown codec %u",
                                path, entry->tensor.name, k, codec);
             frame->codec = (q3_codec)codec;

@@ -3,6 +3,7 @@
 
 #include "pack_format.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,6 +158,31 @@ static void release(q3_pack_writer *writer)
     free(writer);
 }
 
+// Is what the disk gives back what was meant? A disk that lies would be noticed only when the
+// source is gone.
+static bool read_back(const q3_pack_writer *writer, q3_hash128 root, q3_error *err)
+{
+    q3_pack pack;
+    if (!q3_pack_open(writer->output.part_path, &pack, err))
+        return false;
+    bool ok = (q3_hash128_equal(pack.root, root) ||
+               q3_fail(err, Q3_FAILED, "%s: the disk gives back another directory",
+                       writer->output.part_path)) &&
+              q3_pack_check_lead(&pack, err);
+    uint8_t *stored = NULL;
+    size_t capacity = 0;
+    for (uint32_t t = 0; ok && t < pack.tensor_count; t++)
+        for (uint32_t f = 0; ok && f < pack.tensors[t].frame_count; f++)
+            ok = q3_grow(&stored, &capacity, (size_t)q3_pack_span(&pack, &pack.tensors[t], f), 1,
+                         err) &&
+                 q3_pack_check_frame(&pack, &pack.tensors[t], f, stored, err);
+    // Whoever reads the file next reads it from the disk; the memory is for others meanwhile.
+    posix_fadvise(pack.file.fd, 0, 0, POSIX_FADV_DONTNEED);
+    free(stored);
+    q3_pack_close(&pack);
+    return ok;
+}
+
 bool q3_pack_writer_publish(q3_pack_writer *writer, uint64_t *size, q3_hash128 *root, q3_error *err)
 {
     bool ok = writer->total_frame == writer->frame_count ||
@@ -177,7 +203,8 @@ bool q3_pack_writer_publish(q3_pack_writer *writer, uint64_t *size, q3_hash128 *
         q3_put_u64(head + HEADER_HASH, q3_hash64(head, HEADER_HASH));
         *size = writer->output.size;
         *root = q3_hash128_of(head, writer->head_bytes);
-        ok = q3_output_write_at(&writer->output, 0, head, writer->head_bytes, err);
+        ok = q3_output_write_at(&writer->output, 0, head, writer->head_bytes, err) &&
+             q3_output_sync(&writer->output, err) && read_back(writer, *root, err);
     }
     if (ok)
         ok = q3_output_publish(&writer->output, err);

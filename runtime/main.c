@@ -34,11 +34,13 @@
          .max = 1 << 24,                                                                        \
          .help = "longest prompt and answer together, in tokens; the default is 4096, or the "  \
                  "model's maximum if that is less"},                                            \
-    {                                                                                           \
-        .name = "pool", .kind = Q3_OPTION_TEXT, .value_name = "FILE", .target = &O.pool,        \
-        .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, "  \
-                "...], ...]}"                                                                   \
-    }
+        {.name = "pool",                                                                        \
+         .kind = Q3_OPTION_TEXT,                                                                \
+         .value_name = "FILE",                                                                  \
+         .target = &O.pool,                                                                     \
+         .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, " \
+                 "...], ...]}"},                                                                \
+        Q3_CPU_OPTION
 
 #define STATS_OPTION                                                                              \
     {                                                                                             \

@@ -206,7 +206,8 @@ static bool check_parts(const q3_model *model, q3_error *err)
         from = to;
     }
     return used == 0 ||
-           q3_fail(err, Q3_INCOMPLETE, "%s: cannot be run: the pack lacks %s of %" PRIu32 " layers",
+           q3_fail(err, Q3_INCOMPLETE,
+                   "%s: cannot be run: the pack lacks %s (the model has %" PRIu32 " layers)",
                    model->set.directory, lacks, layers);
 }
 

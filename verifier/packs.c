@@ -332,6 +332,12 @@ static bool commit_source(check *c, const reading *r, uint32_t number, q3_error 
     if (!stored) {
         const q3_listed_tensor *listed = q3_checkpoint_listed(checkpoint, tensor->name);
         const q3_shard *shard = listed ? &checkpoint->shards[listed->shard] : NULL;
+        if (shard && shard->unreadable) {
+            finding.kind = Q3_FINDING_UNREADABLE;
+            return q3_findings_add(c->report, &finding, err,
+                                   "%s: %s: not compared: %s could not be read", r->path,
+                                   tensor->name, shard->name);
+        }
         return q3_findings_add(c->report, &finding, err,
                                "%s: %s: the source does not have it: %s %s", r->path, tensor->name,
                                shard ? shard->name : "its index",
@@ -796,7 +802,7 @@ static bool check_shard(check *c, const q3_set_shard *stated, const problems *he
         return q3_findings_add(c->report, &finding, err, "%s/%s: the shard is absent",
                                checkpoint->directory, stated->name);
     if (!shard->read) {
-        finding.kind = Q3_FINDING_MALFORMED;
+        finding.kind = shard->unreadable ? Q3_FINDING_UNREADABLE : Q3_FINDING_MALFORMED;
         const char *message = "the header is not sound";
         for (unsigned i = 0; i < heard->count; i++)
             if (strcmp(heard->shard[i], stated->name) == 0)
@@ -831,9 +837,9 @@ static bool open_source(check *c, source *from, q3_error *err)
 {
     problems *heard = q3_alloc_zeroed(1, sizeof *heard, err);
     bool *used = q3_alloc_zeroed(c->set->shard_count, sizeof *used, err);
-    bool ok = heard && used &&
-              q3_checkpoint_survey(c->options->source, false, hear_problem, heard,
-                                   &from->checkpoint, err);
+    bool ok =
+        heard && used &&
+        q3_checkpoint_survey(c->options->source, NULL, hear_problem, heard, &from->checkpoint, err);
     if (ok) {
         c->source = from;
         from->shards = q3_alloc_zeroed(from->checkpoint.shard_count, sizeof *from->shards, err);

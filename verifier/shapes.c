@@ -90,14 +90,16 @@ static bool report_missing(const q3_expected_tensor *expected, const q3_listing_
         snprintf(detail, sizeof detail, "%s", reason);
     }
     describe(pattern->dtype, pattern->rank, pattern->shape, text);
-    return q3_findings_add(report,
-                           &(q3_finding){.kind = Q3_FINDING_MISSING,
-                                         .tensor = expected->name,
-                                         .file = entry ? entry->file : NULL,
-                                         .expected = text,
-                                         .group = pattern->name,
-                                         .detail = detail},
-                           err, "%s: expected %s, found nothing: %s", expected->name, text, reason);
+    const bool unread = entry && entry->presence == Q3_FILE_UNREADABLE;
+    return q3_findings_add(
+        report,
+        &(q3_finding){.kind = unread ? Q3_FINDING_UNREADABLE : Q3_FINDING_MISSING,
+                      .tensor = expected->name,
+                      .file = entry ? entry->file : NULL,
+                      .expected = text,
+                      .group = pattern->name,
+                      .detail = detail},
+        err, "%s: expected %s, found nothing: %s", expected->name, text, reason);
 }
 
 static bool report_unknown(const q3_listing_entry *entry, const q3_listing *listing,
@@ -317,9 +319,10 @@ static bool list_checkpoint(const q3_checkpoint *checkpoint, q3_listing *listing
         q3_listing_entry *entry = &listing->entries[i];
         *entry = (q3_listing_entry){.tensor.name = listed->name,
                                     .file = shard->name,
-                                    .presence = !shard->present ? Q3_FILE_ABSENT
-                                                : !shard->read  ? Q3_FILE_UNSOUND
-                                                                : Q3_FILE_LACKS};
+                                    .presence = !shard->present     ? Q3_FILE_ABSENT
+                                                : shard->unreadable ? Q3_FILE_UNREADABLE
+                                                : !shard->read      ? Q3_FILE_UNSOUND
+                                                                    : Q3_FILE_LACKS};
         if (listed->found) {
             entry->tensor = checkpoint->tensors[stored++].tensor;
             entry->presence = Q3_PRESENT;
@@ -337,8 +340,8 @@ static bool check_checkpoint(const char *path, const q3_manifest *manifest,
     q3_listing listing = {0};
     problem_sink sink = {.inventory = &manifest->inventory, .report = report, .err = err};
     q3_error stopped;
-    if (!q3_checkpoint_survey(path, options->headers_only, hear_problem, &sink, &checkpoint,
-                              &stopped)) {
+    const q3_survey_options survey = {.headers_only = options->headers_only};
+    if (!q3_checkpoint_survey(path, &survey, hear_problem, &sink, &checkpoint, &stopped)) {
         if (!sink.failed)
             *err = stopped;
         return false;
@@ -404,7 +407,8 @@ static bool read_packs(pack_reading *reading, q3_findings *report, q3_error *err
             *entry = (q3_listing_entry){.tensor.name = file->tensors[t].name,
                                         .file = reading->paths[i],
                                         .presence = reason.code == Q3_INCOMPLETE ? Q3_FILE_ABSENT
-                                                                                 : Q3_FILE_UNSOUND};
+                                                    : reason.code == Q3_FAILED ? Q3_FILE_UNREADABLE
+                                                                               : Q3_FILE_UNSOUND};
             if (opened) {
                 entry->tensor = pack->tensors[t].tensor;
                 entry->presence = Q3_PRESENT;

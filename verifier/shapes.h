@@ -26,10 +26,11 @@ void q3_expectation_free(q3_expectation *expectation); // a zeroed one is fine
 
 // What an index lists, and what became of it.
 typedef enum q3_presence {
-    Q3_PRESENT,      // the file's header describes the tensor
-    Q3_FILE_ABSENT,  // the file that should hold it does not exist
-    Q3_FILE_UNSOUND, // the file's header could not be used
-    Q3_FILE_LACKS,   // the file does not hold it
+    Q3_PRESENT,         // the file's header describes the tensor
+    Q3_FILE_ABSENT,     // the file that should hold it does not exist
+    Q3_FILE_UNREADABLE, // the system could not read the file
+    Q3_FILE_UNSOUND,    // the file's header could not be used
+    Q3_FILE_LACKS,      // the file does not hold it
 } q3_presence;
 
 typedef struct q3_listing_entry {

@@ -14,11 +14,29 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+// open() that a signal does not end: on a network file system it can take its time.
+static int open_retrying(const char *path, int flags)
+{
+    int fd;
+    do
+        fd = open(path, flags | O_CLOEXEC, 0666);
+    while (fd < 0 && errno == EINTR);
+    return fd;
+}
+
+static bool sync_retrying(int fd)
+{
+    while (fsync(fd) != 0)
+        if (errno != EINTR)
+            return false;
+    return true;
+}
+
 bool q3_file_open(const char *path, q3_file *file, q3_error *err)
 {
     *file = (q3_file){.fd = -1};
     // O_NONBLOCK: opening a FIFO that somebody put there must not hang; no effect on regular files.
-    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const int fd = open_retrying(path, O_RDONLY | O_NONBLOCK);
     if (fd < 0)
         return q3_fail_errno(err, "%s: cannot open", path);
     struct stat status;
@@ -123,6 +141,34 @@ bool q3_safe_file_name(const char *name)
     return true;
 }
 
+bool q3_directory_sync(const char *path, q3_error *err)
+{
+    const int fd = open_retrying(path, O_RDONLY | O_DIRECTORY);
+    if (fd < 0)
+        return q3_fail_errno(err, "%s: cannot open the directory", path);
+    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add
+    // then.
+    const bool ok = sync_retrying(fd) || errno == EINVAL;
+    if (!ok)
+        q3_fail_errno(err, "%s: cannot sync the directory", path);
+    close(fd);
+    return ok;
+}
+
+// Syncs the directory in which `path` stands, which is changed and changed back.
+static bool sync_above(char *path, q3_error *err)
+{
+    char *slash = strrchr(path, '/');
+    if (!slash)
+        return q3_directory_sync(".", err);
+    if (slash == path)
+        return q3_directory_sync("/", err);
+    *slash = 0;
+    const bool ok = q3_directory_sync(path, err);
+    *slash = '/';
+    return ok;
+}
+
 bool q3_directory_create(const char *path, q3_error *err)
 {
     char *prefix = q3_format(err, "%s", path);
@@ -134,7 +180,9 @@ bool q3_directory_create(const char *path, q3_error *err)
             continue;
         const char saved = *at;
         *at = 0;
-        if (mkdir(prefix, 0777) != 0) {
+        if (mkdir(prefix, 0777) == 0) {
+            ok = sync_above(prefix, err);
+        } else {
             struct stat status;
             const int reason = errno;
             if (stat(prefix, &status) != 0 || !S_ISDIR(status.st_mode)) {
@@ -150,7 +198,7 @@ bool q3_directory_create(const char *path, q3_error *err)
     return ok;
 }
 
-bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
+bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err)
 {
     DIR *stream = opendir(path);
     if (!stream)
@@ -158,24 +206,11 @@ bool q3_directory_empty(const char *path, bool *empty, q3_error *err)
     *empty = true;
     const struct dirent *entry;
     while ((entry = readdir(stream)) != NULL)
-        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            (!except || strcmp(entry->d_name, except) != 0))
             *empty = false;
     closedir(stream);
     return true;
-}
-
-bool q3_directory_sync(const char *path, q3_error *err)
-{
-    const int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return q3_fail_errno(err, "%s: cannot open the directory", path);
-    // Some file systems cannot sync a directory and say so with EINVAL; there is nothing to add
-    // then.
-    const bool ok = fsync(fd) == 0 || errno == EINVAL;
-    if (!ok)
-        q3_fail_errno(err, "%s: cannot sync the directory", path);
-    close(fd);
-    return ok;
 }
 
 bool q3_output_create(const char *path, q3_output *output, q3_error *err)
@@ -192,7 +227,7 @@ bool q3_output_create(const char *path, q3_output *output, q3_error *err)
         q3_fail_errno(err, "%s: cannot remove", part);
         goto fail;
     }
-    const int fd = open(part, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    const int fd = open_retrying(part, O_RDWR | O_CREAT | O_EXCL);
     if (fd < 0) {
         q3_fail_errno(err, "%s: cannot create", part);
         goto fail;
@@ -223,11 +258,29 @@ static bool write_fully(int fd, const char *path, uint64_t offset, const void *d
     return true;
 }
 
+// Both calls are advice: what they cannot do, the sync at the end does.
+static void write_behind(q3_output *output)
+{
+    const off_t window = 8 << 20;
+    while (output->size - output->flushed >= (uint64_t)window) {
+        const off_t at = (off_t)output->flushed;
+        sync_file_range(output->fd, at, window, SYNC_FILE_RANGE_WRITE);
+        if (at >= window) {
+            sync_file_range(output->fd, at - window, window,
+                            SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE |
+                                SYNC_FILE_RANGE_WAIT_AFTER);
+            posix_fadvise(output->fd, at - window, window, POSIX_FADV_DONTNEED);
+        }
+        output->flushed += (uint64_t)window;
+    }
+}
+
 bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err)
 {
     if (!write_fully(output->fd, output->part_path, output->size, data, size, err))
         return false;
     output->size += size;
+    write_behind(output);
     return true;
 }
 
@@ -237,15 +290,17 @@ bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, si
     return write_fully(output->fd, output->part_path, offset, data, size, err);
 }
 
+bool q3_output_sync(q3_output *output, q3_error *err)
+{
+    if (!sync_retrying(output->fd))
+        return q3_fail_errno(err, "%s: cannot sync", output->part_path);
+    posix_fadvise(output->fd, 0, 0, POSIX_FADV_DONTNEED);
+    return true;
+}
+
 bool q3_output_publish(q3_output *output, q3_error *err)
 {
-    bool ok = true;
-    while (fsync(output->fd) != 0) {
-        if (errno == EINTR)
-            continue;
-        ok = q3_fail_errno(err, "%s: cannot sync", output->part_path);
-        break;
-    }
+    bool ok = q3_output_sync(output, err);
     const int fd = output->fd;
     output->fd = -1;
     if (close(fd) != 0 && errno != EINTR && ok)

@@ -38,10 +38,10 @@ char *q3_path_join(const char *directory, const char *name, q3_error *err);
 // '/', no control characters, not "." or "..".
 bool q3_safe_file_name(const char *name);
 
-// Creates the directory and its missing parents.
+// Creates the directory and its missing parents, each synced in the one above it.
 bool q3_directory_create(const char *path, q3_error *err);
-// Has the directory no entries?
-bool q3_directory_empty(const char *path, bool *empty, q3_error *err);
+// Has the directory no entries, or only one named `except` (NULL for none)?
+bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err);
 // Makes the directory's entries (new names, renames) survive a crash.
 bool q3_directory_sync(const char *path, q3_error *err);
 
@@ -51,17 +51,23 @@ bool q3_directory_sync(const char *path, q3_error *err);
 typedef struct q3_output {
     int fd;
     char *path, *part_path;
-    uint64_t size; // bytes appended so far
+    uint64_t size;    // bytes appended so far
+    uint64_t flushed; // of those, on their way to the disk already
 } q3_output;
 
 // Starts a file. A left-over .part file is replaced; an existing final file stays as it is until
 // publishing replaces it.
 bool q3_output_create(const char *path, q3_output *output, q3_error *err);
-// Writes at the end, or over what was appended before.
+// Writes at the end, or over what was appended before. Large files go to the disk as they grow and
+// leave the page cache again: the sync at the end has little left to do, and the memory of the
+// machine stays with those who use it.
 bool q3_output_append(q3_output *output, const void *data, size_t size, q3_error *err);
 bool q3_output_write_at(q3_output *output, uint64_t offset, const void *data, size_t size,
                         q3_error *err);
-// fsync, close, rename. On failure the part file is removed. The output is closed either way.
+// Puts what was written on the disk, and out of the page cache, so that reading it back reads the
+// disk.
+bool q3_output_sync(q3_output *output, q3_error *err);
+// Sync, close, rename. On failure the part file is removed. The output is closed either way.
 bool q3_output_publish(q3_output *output, q3_error *err);
 // Closes and removes the part file; a zeroed or finished output is fine.
 void q3_output_abandon(q3_output *output);

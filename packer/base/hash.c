@@ -1,28 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
+#define Q3_HASH_FILL q3_hash_kernels_fill_c
+#include "hash_kernels.h"
+
+#include "cpu.h"
 #include "hash.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
-#ifdef Q3_XXHASH_DISPATCH
-// The same functions, each chosen at run time for the processor's vector instructions.
-#include <xxh_x86dispatch.h>
+
+static q3_hash_kernels kernels[Q3_CPU_LEVELS];
+static pthread_once_t fill_once = PTHREAD_ONCE_INIT;
+
+static void fill(void)
+{
+    for (unsigned level = 0; level < Q3_CPU_LEVELS; level++)
+        q3_hash_kernels_fill_c(&kernels[level]);
+#if defined __x86_64__
+    q3_hash_kernels_fill_avx2(&kernels[Q3_CPU_AVX2]);
+    q3_hash_kernels_fill_avx512(&kernels[Q3_CPU_AVX512]);
 #endif
+}
+
+static const q3_hash_kernels *in_use(void)
+{
+    pthread_once(&fill_once, fill);
+    return &kernels[q3_cpu_in_use()];
+}
 
 uint64_t q3_hash64(const void *data, size_t size)
 {
-    return XXH3_64bits(data, size);
-}
-
-static q3_hash128 from_xxh(XXH128_hash_t hash)
-{
-    return (q3_hash128){.low = hash.low64, .high = hash.high64};
+    return in_use()->hash64(data, size);
 }
 
 q3_hash128 q3_hash128_of(const void *data, size_t size)
 {
-    return from_xxh(XXH3_128bits(data, size));
+    uint64_t result[2];
+    in_use()->hash128(data, size, result);
+    return (q3_hash128){.low = result[0], .high = result[1]};
 }
 
 bool q3_hash128_equal(q3_hash128 a, q3_hash128 b)
@@ -49,38 +66,39 @@ bool q3_hash128_parse(const char *text, q3_hash128 *hash)
     return true;
 }
 
-static XXH3_state_t *state_of(q3_hasher *hasher)
-{
-    return (XXH3_state_t *)(void *)hasher;
-}
+struct q3_hasher {
+    XXH3_state_t state; // whose alignment of 64 malloc does not promise
+};
 
 q3_hasher *q3_hasher_create(q3_error *err)
 {
-    XXH3_state_t *state = XXH3_createState();
-    if (!state) {
-        q3_fail(err, Q3_FAILED, "out of memory (a hash)");
+    void *hasher = NULL;
+    if (posix_memalign(&hasher, 64, sizeof(q3_hasher)) != 0) {
+        q3_fail_memory(err, sizeof(q3_hasher));
         return NULL;
     }
-    XXH3_128bits_reset(state);
-    return (q3_hasher *)(void *)state;
+    q3_hasher_reset(hasher);
+    return hasher;
 }
 
 void q3_hasher_reset(q3_hasher *hasher)
 {
-    XXH3_128bits_reset(state_of(hasher));
+    in_use()->reset(&hasher->state);
 }
 
 void q3_hasher_update(q3_hasher *hasher, const void *data, size_t size)
 {
-    XXH3_128bits_update(state_of(hasher), data, size);
+    in_use()->update(&hasher->state, data, size);
 }
 
 q3_hash128 q3_hasher_finish(const q3_hasher *hasher)
 {
-    return from_xxh(XXH3_128bits_digest((const XXH3_state_t *)(const void *)hasher));
+    uint64_t result[2];
+    in_use()->finish(&hasher->state, result);
+    return (q3_hash128){.low = result[0], .high = result[1]};
 }
 
 void q3_hasher_destroy(q3_hasher *hasher)
 {
-    XXH3_freeState(state_of(hasher));
+    free(hasher);
 }

@@ -144,6 +144,7 @@ static bool is_choice(const char *choices, const char *word)
 static bool set_option(const q3_option *option, const char *value, q3_error *err)
 {
     uint64_t number;
+    q3_cpu_level level;
     if (option->given)
         *option->given = true;
     switch (option->kind) {
@@ -184,6 +185,11 @@ static bool set_option(const q3_option *option, const char *value, q3_error *err
                            option->value_name, value);
         *(const char **)option->target = value;
         return true;
+    case Q3_OPTION_CPU:
+        if (!q3_cpu_parse(value, &level))
+            return q3_fail(err, Q3_USAGE, "--%s: expected one of %s, found \"%s\"", option->name,
+                           option->value_name, value);
+        return q3_cpu_limit(level, err);
     }
     return true;
 }
@@ -250,7 +256,7 @@ static int run_command(const q3_program *program, const q3_command *command, int
             return usage_error(program, command, &err);
         }
         if (!set_option(option, optarg, &err))
-            return usage_error(program, command, &err);
+            return err.code == Q3_USAGE ? usage_error(program, command, &err) : q3_report(&err);
     }
     const unsigned required = count_words(command->arguments);
     const unsigned given = (unsigned)(argc - optind);

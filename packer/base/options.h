@@ -6,6 +6,7 @@
 #ifndef Q3_BASE_OPTIONS_H
 #define Q3_BASE_OPTIONS_H
 
+#include "cpu.h"
 #include "error.h"
 
 #include <stdint.h>
@@ -18,6 +19,7 @@ typedef enum q3_option_kind {
     Q3_OPTION_REAL,   // number in [min, max]; target is a double *
     Q3_OPTION_SIZE,   // bytes with K, M, G or T; target is a uint64_t *
     Q3_OPTION_CHOICE, // one of the words in `value_name`, "raw|zstd"; target is a const char **
+    Q3_OPTION_CPU,    // a level of base/cpu.h, which becomes the limit; no target
 } q3_option_kind;
 
 enum { Q3_TEXT_LIST_MAX = 64 };
@@ -36,6 +38,15 @@ typedef struct q3_option {
     double min, max;
     bool *given; // set when the option was given; may be NULL
 } q3_option;
+
+// The option of every command that computes much.
+#define Q3_CPU_OPTION                                                                           \
+    {                                                                                           \
+        .name = "cpu", .kind = Q3_OPTION_CPU, .value_name = Q3_CPU_CHOICES,                     \
+        .help =                                                                                 \
+            "use no instructions beyond this level of processor; the default is the best that " \
+            "there is"                                                                          \
+    }
 
 typedef struct q3_command {
     const char *name;      // "list"; NULL for a program without commands

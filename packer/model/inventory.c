@@ -110,6 +110,12 @@ bool q3_inventory_add(q3_inventory *inventory, q3_component component, q3_part p
     if (!pattern->name || !parse_ranges(pattern, err))
         return false;
     for (unsigned i = 0; i < rank; i++) {
+        // Every term is looked up: a long expression would take as long as it likes.
+        const size_t length = strlen(dimensions[i]);
+        if (length >= DIMENSION_TEXT_MAX)
+            return q3_fail(err, Q3_MALFORMED,
+                           "%s: expected dimensions of at most %d bytes, found %zu", name,
+                           DIMENSION_TEXT_MAX - 1, length);
         pattern->dimension[i] = q3_format(err, "%s", dimensions[i]);
         if (!pattern->dimension[i])
             return false;
@@ -194,8 +200,20 @@ static void add(builder *b, const char *dimensions, const char *format, ...)
     for (char *word = strtok_r(text, " ", &rest); word && rank < Q3_RANK_MAX;
          word = strtok_r(NULL, " ", &rest))
         dimension[rank++] = word;
+    q3_error reason;
     b->ok = q3_inventory_add(b->inventory, b->component, b->part, b->dtype, name, rank, dimension,
-                             b->err);
+                             &reason);
+    if (!b->ok) {
+        q3_json_fail(b->json, NULL, (enum q3_exit)reason.code, b->err, "%s", reason.message);
+        return;
+    }
+    // No model has an empty tensor; a quotient that rounds down to 0 would make one.
+    const q3_pattern *pattern = &b->inventory->patterns[b->inventory->pattern_count - 1];
+    for (unsigned i = 0; i < rank && b->ok; i++)
+        if (pattern->shape[i] == 0)
+            b->ok = q3_json_fail(b->json, NULL, Q3_MALFORMED, b->err,
+                                 "%s: the dimension \"%s\" is 0, expected at least 1", name,
+                                 pattern->dimension[i]);
 }
 
 // NAME.weight and NAME.bias, the bias with the first dimension alone.

@@ -7,10 +7,8 @@
 #include "base/interrupt.h"
 #include "base/progress.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -123,35 +121,27 @@ static line_kind run_line(conversation *c, const char *line)
 
 static bool converse(conversation *c, q3_error *err)
 {
-    char *line = NULL;
-    size_t capacity = 0;
-    bool ok = true, more = true;
+    q3_lines lines = {0};
     if (c->terminal)
         fputs("Type a message. /help lists the commands.\n", stderr);
-    while (ok && more) {
-        if (c->terminal && !(ok = q3_say("> ", 2, err)))
+    for (;;) {
+        char *line;
+        size_t size;
+        if (c->terminal && !q3_say("> ", 2, err))
             break;
-        errno = 0;
-        const ssize_t length = getline(&line, &capacity, stdin);
-        if (length < 0) {
-            more = false;
-            if (c->terminal)
-                ok = q3_say("\n", 1, err);
-            ok = ok && q3_check_interrupt(err) &&
-                 (feof(stdin) || q3_fail_errno(err, "standard input: cannot read"));
-            break;
+        const int more = q3_next_line(&lines, &line, &size, err);
+        if (more < 1 && c->terminal)
+            fputc('\n', stderr);
+        const line_kind kind = more == 1 ? run_line(c, line) : LINE_EXIT;
+        if (kind == LINE_EXIT) {
+            q3_lines_free(&lines);
+            return more >= 0;
         }
-        size_t size = (size_t)length;
-        while (size && (line[size - 1] == '\n' || line[size - 1] == '\r'))
-            size--;
-        line[size] = 0;
-        const line_kind kind = run_line(c, line);
-        more = kind != LINE_EXIT;
-        if (kind == LINE_TEXT)
-            ok = take_turn(c, (q3_bytes){(const uint8_t *)line, size}, err);
+        if (kind == LINE_TEXT && !take_turn(c, (q3_bytes){(const uint8_t *)line, size}, err))
+            break;
     }
-    free(line);
-    return ok;
+    q3_lines_free(&lines);
+    return false;
 }
 
 int q3_command_chat(const char *const *arguments)

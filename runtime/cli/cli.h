@@ -57,10 +57,26 @@ void q3_loaded_close(q3_loaded *loaded); // a zeroed one is fine
 
 // Ids from "1 2 3" (blanks or commas between them). None at all is Q3_USAGE.
 bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err);
-// All of standard input, with a NUL behind it that *size does not count; the caller frees *text.
-bool q3_read_input(char **text, size_t *size, q3_error *err);
 // Q3_USAGE, naming both numbers, when a prompt is longer than the session's context.
 bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err);
+
+// ---- input and output ----
+
+// All of standard input, with a NUL behind it that *size does not count; the caller frees *text.
+bool q3_read_input(char **text, size_t *size, q3_error *err);
+
+// Standard input line by line. Start it zeroed.
+typedef struct q3_lines {
+    char *text;
+    size_t start, used, capacity; // what has been read and not handed out is [start, used)
+    bool ended;
+} q3_lines;
+
+// 1: *line is the next one, without its LF or CRLF and with a NUL behind it that *size does not
+// count; it is good until the next call. 0 at the end, -1 on failure. Every wait for input ends
+// when a signal comes (Q3_INTERRUPTED).
+int q3_next_line(q3_lines *lines, char **line, size_t *size, q3_error *err);
+void q3_lines_free(q3_lines *lines);
 
 // Writes to standard output at once: a closed pipe is noticed when it happens.
 bool q3_say(const void *text, size_t size, q3_error *err);

@@ -2,18 +2,14 @@
 #include "cli.h"
 
 #include "base/file.h"
-#include "base/interrupt.h"
 #include "base/progress.h"
 #include "base/text.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum { INPUT_BYTES_MAX = 256 << 20 };
 
 q3_run_options q3_options = {.context = 0, .top_p = 1, .repeat_penalty = 1};
 
@@ -154,34 +150,6 @@ bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err)
         at += length;
     }
     return ids->count > before || q3_fail(err, Q3_USAGE, "no token ids given");
-}
-
-bool q3_read_input(char **text, size_t *size, q3_error *err)
-{
-    char *data = NULL;
-    size_t used = 0, capacity = 0;
-    while (used <= INPUT_BYTES_MAX && q3_grow(&data, &capacity, used + 65536, 1, err)) {
-        const ssize_t count = read(STDIN_FILENO, data + used, capacity - used - 1);
-        if (count > 0) {
-            used += (size_t)count;
-            continue;
-        }
-        if (count == 0) {
-            data[used] = 0;
-            *text = data;
-            *size = used;
-            return true;
-        }
-        const bool retry = errno == EINTR;
-        if (!retry)
-            q3_fail_errno(err, "standard input: cannot read");
-        if (!retry || !q3_check_interrupt(err))
-            break;
-    }
-    if (used > INPUT_BYTES_MAX)
-        q3_fail(err, Q3_MALFORMED, "standard input: more than %d bytes", INPUT_BYTES_MAX);
-    free(data);
-    return false;
 }
 
 bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err)

@@ -5,7 +5,6 @@
 
 #include "base/text.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -91,31 +90,35 @@ static size_t take_escape(q3_bytes line, size_t *at, uint8_t *to)
 // \u0000, which is a character like any other here.)
 static bool decode_string(q3_bytes line, uint64_t number, uint8_t *to, size_t *size, q3_error *err)
 {
-    size_t at = 1;
+    bool ok = line.size >= 2 && line.data[0] == '"' && line.data[line.size - 1] == '"';
     *size = 0;
-    if (line.size >= 2 && line.data[0] == '"' && line.data[line.size - 1] == '"') {
-        line.size--;
-        while (at < line.size) {
-            const uint8_t c = line.data[at];
-            size_t length = c == '"' || c < 0x20 ? 0
-                            : c == '\\'          ? take_escape(line, &at, to + *size)
-                                                 : q3_utf8_length(line.data + at, line.size - at);
-            if (length == 0)
-                break;
-            if (c != '\\') {
-                memmove(to + *size, line.data + at, length);
-                at += length;
-            }
-            *size += length;
+    line.size -= ok;
+    for (size_t at = 1; ok && at < line.size;) {
+        const uint8_t c = line.data[at];
+        size_t length;
+        if (c == '\\') {
+            length = take_escape(line, &at, to + *size);
+        } else {
+            length = c == '"' || c < 0x20 ? 0 : q3_utf8_length(line.data + at, line.size - at);
+            memmove(to + *size, line.data + at, length);
+            at += length;
         }
-        if (at == line.size)
-            return true;
+        ok = length > 0;
+        *size += length;
     }
-    return q3_fail(err, Q3_MALFORMED, "standard input: line %" PRIu64 ": expected one JSON string",
-                   number);
+    return ok || q3_fail(err, Q3_MALFORMED,
+                         "standard input: line %" PRIu64 ": expected one JSON string", number);
 }
 
 // ---- one text or one line ----
+
+// Puts the line in front of what was wrong with it.
+static bool fail_line(uint64_t number, q3_error *err)
+{
+    const q3_error reason = *err;
+    return q3_fail(err, (enum q3_exit)reason.code, "standard input: line %" PRIu64 ": %s", number,
+                   reason.message);
+}
 
 static bool encode_line(const q3_tokenizer *tokenizer, char *line, size_t size, uint64_t number,
                         q3_error *err)
@@ -124,7 +127,8 @@ static bool encode_line(const q3_tokenizer *tokenizer, char *line, size_t size, 
     q3_ids ids = {0};
     size_t length;
     bool ok = decode_string((q3_bytes){text, size}, number, text, &length, err) &&
-              q3_tokenizer_encode(tokenizer, (q3_bytes){text, length}, &ids, err);
+              (q3_tokenizer_encode(tokenizer, (q3_bytes){text, length}, &ids, err) ||
+               fail_line(number, err));
     q3_json_writer json = {0};
     if (ok) {
         q3_json_inline(&json);
@@ -157,7 +161,8 @@ static bool decode_line(const q3_tokenizer *tokenizer, char *line, size_t size, 
         ok = ok && q3_json_item_u64(&json, item, 0, UINT32_MAX, &id, err) &&
              q3_ids_append(&ids, (uint32_t)id, err);
     }
-    ok = ok && q3_tokenizer_decode(tokenizer, ids.ids, ids.count, false, &text, &length, err);
+    ok = ok && (q3_tokenizer_decode(tokenizer, ids.ids, ids.count, false, &text, &length, err) ||
+                fail_line(number, err));
     if (ok) {
         q3_json_writer out = {0};
         q3_json_put_bytes(&out, NULL, text, length);
@@ -171,22 +176,15 @@ static bool decode_line(const q3_tokenizer *tokenizer, char *line, size_t size, 
 
 static bool convert_lines(const q3_tokenizer *tokenizer, q3_error *err)
 {
-    char *line = NULL;
-    size_t capacity = 0;
-    uint64_t number = 0;
+    q3_lines lines = {0};
+    char *line;
+    size_t size;
+    int more;
     bool ok = true;
-    ssize_t length;
-    errno = 0;
-    while (ok && (length = getline(&line, &capacity, stdin)) >= 0) {
-        size_t size = (size_t)length;
-        while (size && (line[size - 1] == '\n' || line[size - 1] == '\r'))
-            size--;
-        number++;
-        ok = (q3_options.decode ? decode_line : encode_line)(tokenizer, line, size, number, err);
-    }
-    if (ok && !feof(stdin))
-        ok = q3_fail_errno(err, "standard input: cannot read");
-    free(line);
+    for (uint64_t number = 1; ok && (more = q3_next_line(&lines, &line, &size, err)) != 0; number++)
+        ok = more > 0 &&
+             (q3_options.decode ? decode_line : encode_line)(tokenizer, line, size, number, err);
+    q3_lines_free(&lines);
     return ok;
 }
 

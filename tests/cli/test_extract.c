@@ -66,8 +66,8 @@ static void check_unpacked(const char *pack, const char *jobs)
 static void test_round_trip(void **state)
 {
     (void)state;
-    static const char *const codecs[] = {"raw", "zstd"};
-    for (size_t i = 0; i < 2; i++) {
+    static const char *const codecs[] = {"raw", "zstd", "bitplane", "auto"};
+    for (size_t i = 0; i < 4; i++) {
         char *one = extract_all("one", codecs[i], "1"), *four = extract_all("four", codecs[i], "4");
         char *again = extract_all("again", codecs[i], "2");
         q3_test_trees_equal(one, four);
@@ -81,6 +81,25 @@ static void test_round_trip(void **state)
         free(four);
         free(again);
     }
+}
+
+// Encoded without any special instructions, the same bytes.
+static void test_processor_levels(void **state)
+{
+    (void)state;
+    char *best = extract_all("best", "bitplane", "2"), *plain = q3_test_path("%s/plain", directory);
+    q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, plain, "--components",
+                               "all", "--cpu", "c", "--quiet", NULL),
+                   0, "");
+    q3_test_trees_equal(best, plain);
+    q3_test_expect(
+        q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, plain, "--cpu", "sse", NULL), 2,
+        "q3-extract: --cpu: expected one of c|avx2|avx512, found \"sse\" (see q3-extract "
+        "--help)\n");
+    q3_test_remove_tree(best);
+    q3_test_remove_tree(plain);
+    free(best);
+    free(plain);
 }
 
 static void test_everything_accounted_for(void **state)
@@ -138,13 +157,12 @@ static void test_what_is_printed(void **state)
         q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--dry-run", "--layers", "0-1",
                     "--experts", "0-7,12", "--components", "text,talker", NULL);
     assert_string_equal(plan.err, "");
-    assert_string_equal(
-        plan.out,
-        "component       files   tensors              bytes\n"
-        "text               27        75          1,271,296\n"
-        "talker              1        79            110,144\n"
-        "total              28       154          1,381,440\n"
-        "pack files: 1,765,376 bytes as raw, at most that as zstd; 5 small files are copied\n");
+    assert_string_equal(plan.out, "component       files   tensors              bytes\n"
+                                  "text               27        75          1,271,296\n"
+                                  "talker              1        79            110,144\n"
+                                  "total              28       154          1,381,440\n"
+                                  "pack files: 1,765,376 bytes as raw, at most that in other "
+                                  "codecs; 5 small files are copied\n");
     assert_int_equal(plan.code, 0);
     assert_int_not_equal(access(pack, F_OK), 0); // a dry run writes nothing
     q3_test_result_free(&plan);
@@ -235,7 +253,7 @@ static void test_interrupted(void **state)
         // Another request is refused, and named.
         expected =
             q3_test_path("q3-extract: %s/extract.journal: an unfinished extraction was asked "
-                         "for otherwise: before \"codec zstd\", now \"codec raw\"\n",
+                         "for otherwise: before \"codec bitplane\", now \"codec raw\"\n",
                          cut);
         q3_test_expect(
             q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, cut, "--codec", "raw", NULL), 6,
@@ -253,13 +271,130 @@ static void test_interrupted(void **state)
     free(cut);
 }
 
+// ---- shards that come one at a time ----
+
+static const char *const shards[] = {
+    "model-00001-of-00007.safetensors", "model-00002-of-00007.safetensors",
+    "model-00003-of-00007.safetensors", "model-00004-of-00007.safetensors",
+    "model-00005-of-00007.safetensors", "model-00006-of-00007.safetensors",
+    "model-00007-of-00007.safetensors",
+};
+
+static void move_shard(const char *from, const char *to, unsigned number)
+{
+    char *source = q3_test_path("%s/%s", from, shards[number]);
+    char *target = q3_test_path("%s/%s", to, shards[number]);
+    assert_int_equal(rename(source, target), 0);
+    free(source);
+    free(target);
+}
+
+static void test_one_shard_at_a_time(void **state)
+{
+    (void)state;
+    static const unsigned orders[][7] = {
+        {0, 1, 2, 3, 4, 5, 6}, {6, 5, 4, 3, 2, 1, 0}, {3, 0, 6, 1, 5, 2, 4}};
+    char *whole = extract_all("whole", "bitplane", "2");
+    char *model = q3_test_path("%s/model", directory), *away = q3_test_path("%s/away", directory);
+    char *pack = q3_test_path("%s/pieces", directory);
+    for (size_t order = 0; order < 3; order++) {
+        q3_test_copy_tree(Q3_TEST_MODEL_DIR, model, true);
+        assert_int_equal(mkdir(away, 0777), 0);
+        for (unsigned i = 0; i < 7; i++)
+            move_shard(model, away, i);
+        for (unsigned i = 0; i < 7; i++) {
+            const unsigned number = orders[order][i];
+            move_shard(away, model, number);
+            q3_test_result found = q3_test_run(NULL, Q3_TEST_EXTRACT, model, pack, "--components",
+                                               "all", "--partial", "--jobs", "2", NULL);
+            if (i == 6) {
+                assert_string_equal(found.err, "");
+                assert_int_equal(found.code, 0);
+            } else {
+                assert_int_equal(found.code, 5);
+                char *expected = q3_test_path(
+                    "%s: all that is wanted of it is packed and synced, it may be deleted\n",
+                    shards[number]);
+                assert_string_equal(found.out, expected);
+                free(expected);
+                assert_non_null(strstr(found.err, " shards that have not come yet, the first is "));
+                assert_false(exists("pack.json", pack));
+            }
+            q3_test_result_free(&found);
+            move_shard(model, away, number);
+        }
+        q3_test_trees_equal(pack, whole);
+        q3_test_remove_tree(pack);
+        q3_test_remove_tree(model);
+        q3_test_remove_tree(away);
+    }
+    free(pack);
+    free(away);
+    free(model);
+    q3_test_remove_tree(whole);
+    free(whole);
+}
+
+// Without --partial an absent shard is an error that writes nothing; a shard that has been replaced
+// by another is refused.
+static void test_wrong_shards_one_at_a_time(void **state)
+{
+    (void)state;
+    char *model = q3_test_path("%s/model", directory), *pack = q3_test_path("%s/pieces", directory);
+    char *away = q3_test_path("%s/away", directory);
+    q3_test_copy_tree(Q3_TEST_MODEL_DIR, model, true);
+    assert_int_equal(mkdir(away, 0777), 0);
+    for (unsigned i = 1; i < 7; i++)
+        move_shard(model, away, i);
+    q3_test_result first = q3_test_run(NULL, Q3_TEST_EXTRACT, model, pack, "--partial", NULL);
+    char *expected =
+        q3_test_path("q3-extract: %s: 710 files wait for 6 of 7 shards that have not come "
+                     "yet, the first is model-00002-of-00007.safetensors\n",
+                     model);
+    q3_test_expect(first, 5, expected);
+    free(expected);
+    expected =
+        q3_test_path("q3-extract: %s/model-00002-of-00007.safetensors: the shard is absent, but "
+                     "the index puts thinker.model.layers.1.self_attn.q_proj.weight there (and "
+                     "2122 more tensors are missing)\n",
+                     model);
+    q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, model, pack, NULL), 5, expected);
+    free(expected);
+    // The same header with another size of the metadata is another shard.
+    char *path = q3_test_path("%s/%s", model, shards[0]);
+    size_t size;
+    char *data = q3_test_read(path, &size);
+    char *format = strstr(data + 8, "\"pt\"");
+    assert_non_null(format);
+    memcpy(format, "\"np\"", 4);
+    assert_int_equal(unlink(path), 0);
+    q3_test_write(path, data, size);
+    expected =
+        q3_test_path("q3-extract: %s/model-00001-of-00007.safetensors: is not the shard that this "
+                     "extraction was begun with\n",
+                     model);
+    q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, model, pack, "--partial", NULL), 6, expected);
+    free(expected);
+    free(data);
+    free(path);
+    q3_test_remove_tree(pack);
+    q3_test_remove_tree(model);
+    q3_test_remove_tree(away);
+    free(away);
+    free(pack);
+    free(model);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_processor_levels),
         cmocka_unit_test(test_everything_accounted_for),
         cmocka_unit_test(test_what_is_printed),
         cmocka_unit_test(test_interrupted),
+        cmocka_unit_test(test_one_shard_at_a_time),
+        cmocka_unit_test(test_wrong_shards_one_at_a_time),
     };
     return cmocka_run_group_tests(tests, make_directory, remove_directory);
 }

@@ -635,7 +635,7 @@ static void test_command_lines(void **state)
          "--jobs: expected a whole number from 1 to 256, found \"two\" (see q3-extract --help)"},
         {{"M", "P", "--codec", "lzma", NULL},
          2,
-         "--codec: expected one of raw|zstd, found \"lzma\" (see q3-extract --help)"},
+         "--codec: expected one of raw|zstd|bitplane|auto, found \"lzma\" (see q3-extract --help)"},
         {{"M", "P", "--components", "text,speech", NULL},
          2,
          "--components: \"speech\" is none of text, audio_tower, visual, talker, code2wav, all"},

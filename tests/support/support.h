@@ -15,7 +15,7 @@
 
 #include <stdbool.h>
 
-// A fresh directory under TMPDIR (or /tmp), to be freed with q3_test_remove.
+// A fresh directory under TMPDIR (else /dev/shm or /tmp), to be freed with q3_test_remove.
 char *q3_test_directory(void);
 // Removes the directory and all in it, and frees the string. NULL is fine.
 void q3_test_remove(char *directory);

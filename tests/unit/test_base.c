@@ -437,8 +437,8 @@ static void test_files(void **state)
     assert_true(q3_directory_create(deep, &err));
     assert_true(q3_directory_create(deep, &err));
     bool empty;
-    assert_true(q3_directory_empty(deep, &empty, &err) && empty);
-    assert_true(q3_directory_empty(directory, &empty, &err) && !empty);
+    assert_true(q3_directory_empty(deep, NULL, &empty, &err) && empty);
+    assert_true(q3_directory_empty(directory, NULL, &empty, &err) && !empty);
     assert_false(q3_directory_create(under, &err));
     assert_int_equal(err.code, Q3_FAILED);
 

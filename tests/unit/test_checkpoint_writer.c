@@ -339,7 +339,7 @@ static void test_damage(void **state)
     assert_int_equal(summary.tensors, TINY_TENSORS - 1);
     q3_checkpoint checkpoint;
     unsigned heard[7] = {0};
-    assert_ok(q3_checkpoint_survey(path, false, hear, heard, &checkpoint, &error));
+    assert_ok(q3_checkpoint_survey(path, NULL, hear, heard, &checkpoint, &error));
     for (unsigned i = 0; i < 6; i++)
         assert_int_equal(heard[i], 1);
     assert_int_equal(heard[6], 6);

@@ -36,7 +36,7 @@ static size_t round_trip(q3_coder *coder, q3_codec codec, q3_dtype dtype, const 
     uint8_t *stored = malloc(size), *back = malloc(size);
     size_t stored_bytes = 0;
     *used = codec;
-    if (!q3_codec_encode(coder, used, dtype, raw, size, stored, &stored_bytes, &err))
+    if (!q3_codec_encode(coder, used, dtype, 0, raw, size, stored, &stored_bytes, &err))
         fail_msg("%s", err.message);
     assert_true(stored_bytes <= size);
     if (*used == Q3_CODEC_RAW)
@@ -107,7 +107,7 @@ static void test_refusals(void **state)
     fill_weights(raw, 4096);
     q3_codec codec = Q3_CODEC_ZSTD;
     size_t size;
-    assert_true(q3_codec_encode(coder, &codec, Q3_BF16, raw, sizeof raw, stored, &size, &err));
+    assert_true(q3_codec_encode(coder, &codec, Q3_BF16, 0, raw, sizeof raw, stored, &size, &err));
     assert_int_equal(codec, Q3_CODEC_ZSTD);
 
     assert_false(q3_codec_decode(coder, Q3_CODEC_RAW, stored, 100, back, 101, &err));
@@ -143,7 +143,7 @@ static void test_damage(void **state)
     uint8_t stored[SIZE];
     size_t size, failures = 0;
     q3_codec codec = Q3_CODEC_ZSTD;
-    assert_true(q3_codec_encode(coder, &codec, Q3_BF16, raw, SIZE, stored, &size, &err));
+    assert_true(q3_codec_encode(coder, &codec, Q3_BF16, 0, raw, SIZE, stored, &size, &err));
     for (size_t bit = 8 * SIZE / 2; bit < 8 * size; bit++) {
         uint8_t *copy = malloc(size), *back = malloc(SIZE);
         memcpy(copy, stored, size);

@@ -214,6 +214,51 @@ static void test_configurations(void **state)
     }
 }
 
+// Numbers in the other components' sections that make no shape.
+static void test_shapes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *path[2], *key;
+        double value;
+        const char *message;
+    } table[] = {
+        {{"thinker_config", "vision_config"},
+         "patch_size",
+         17,
+         "c.json: thinker.visual.pos_embed.weight: the dimension "
+         "\"image_size/patch_size*image_size/patch_size\" is 0, expected at least 1"},
+        {{"code2wav_config", NULL},
+         "num_attention_heads",
+         33,
+         "c.json: code2wav.pre_transformer.layers.{0-0}.self_attn.q_proj.weight: the dimension "
+         "\"num_attention_heads*head_dim\" is 0, expected at least 1"},
+        {{"code2wav_config", NULL},
+         "decoder_dim",
+         2,
+         "c.json: code2wav.decoder.2.block.1.conv.weight: the dimension \"0\" is 0, expected at "
+         "least 1"},
+        {{"thinker_config", "vision_config"},
+         "spatial_merge_size",
+         16777216,
+         "c.json: thinker.visual.merger.mlp.0.weight: the size in bytes does not fit 64 bits"},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        cJSON *changed = cJSON_Duplicate(config.root, true), *section = changed;
+        for (size_t k = 0; k < 2 && table[i].path[k]; k++)
+            section = cJSON_GetObjectItem(section, table[i].path[k]);
+        assert_non_null(section);
+        cJSON_SetNumberValue(cJSON_GetObjectItem(section, table[i].key), table[i].value);
+        const q3_json json = {.name = (char[]){"c.json"}, .root = changed};
+        q3_error err = {.message = "accepted"};
+        q3_inventory inventory;
+        assert_false(q3_inventory_derive(&json, &inventory, &err));
+        assert_string_equal(err.message, table[i].message);
+        assert_int_equal(err.code, Q3_MALFORMED);
+        cJSON_Delete(changed);
+    }
+}
+
 static void test_families(void **state)
 {
     (void)state;
@@ -253,9 +298,8 @@ static void test_families(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_inventory),
-        cmocka_unit_test(test_paths),
-        cmocka_unit_test(test_configurations),
+        cmocka_unit_test(test_inventory),      cmocka_unit_test(test_paths),
+        cmocka_unit_test(test_configurations), cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_families),
     };
     return cmocka_run_group_tests(tests, load_config, free_config);

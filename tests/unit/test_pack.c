@@ -59,7 +59,7 @@ static void write_pack(const char *path, q3_tensor *tensors, uint32_t count, q3_
                 left < q3_frame_cut(&tensors[t]) ? (size_t)left : q3_frame_cut(&tensors[t]);
             q3_codec used = codec;
             size_t stored_bytes;
-            if (!q3_codec_encode(coder, &used, tensors[t].dtype, raw + at, size, stored,
+            if (!q3_codec_encode(coder, &used, tensors[t].dtype, 0, raw + at, size, stored,
                                  &stored_bytes, &err) ||
                 !q3_pack_writer_add(writer, used, raw + at, size, stored, stored_bytes,
                                     q3_hash64(stored, stored_bytes), &err))

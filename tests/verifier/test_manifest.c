@@ -11,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define WORD_64 "abcdefghijklmnopabcdefghijklmnopabcdefghijklmnopabcdefghijklmnop"
+
 static void load_json(const char *path, q3_json *json)
 {
     q3_error err;
@@ -324,6 +326,9 @@ static void bad_manifests_are_refused(void **state)
         {"[\"depth\", \"width\"]", "[\"depth\", \"height\"]",
          "m.json: components[0].patterns[0]: a.{0-3}.w: the dimension \"height\" cannot be "
          "evaluated"},
+        {"width*depth/4", WORD_64 "*" WORD_64,
+         "m.json: components[0].patterns[1]: a.norm: expected dimensions of at most 127 bytes, "
+         "found 129"},
         {"[\"depth\", \"width\"]", "[\"depth\", \"width*\"]",
          "m.json: components[0].patterns[0]: a.{0-3}.w: the dimension \"width*\" cannot be "
          "evaluated"},

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+static const char *const names[Q3_CPU_LEVELS] = {
+    [Q3_CPU_C] = "c",
+    [Q3_CPU_AVX2] = "avx2",
+    [Q3_CPU_AVX512] = "avx512",
+};
+
+const char *q3_cpu_name(q3_cpu_level level)
+{
+    return names[level];
+}
+
+bool q3_cpu_parse(const char *name, q3_cpu_level *level)
+{
+    for (unsigned i = 0; i < Q3_CPU_LEVELS; i++)
+        if (strcmp(name, names[i]) == 0) {
+            *level = (q3_cpu_level)i;
+            return true;
+        }
+    return false;
+}
+
+static q3_cpu_level detected;
+static pthread_once_t detect_once = PTHREAD_ONCE_INIT;
+
+static void detect(void)
+{
+#if defined __x86_64__
+    // These ask the operating system too (XGETBV). PDEP and PEXT, which BMI2 brings, are microcoded
+    // and slow on AMD before Zen 3: right there as well, but no faster than plain C.
+    __builtin_cpu_init();
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi2") ||
+        !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("popcnt"))
+        return;
+    detected = Q3_CPU_AVX2;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512cd") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512vbmi") ||
+        !__builtin_cpu_supports("avx512vbmi2"))
+        return;
+    detected = Q3_CPU_AVX512;
+#endif
+}
+
+q3_cpu_level q3_cpu_detected(void)
+{
+    pthread_once(&detect_once, detect);
+    return detected;
+}
+
+static atomic_uint limit = Q3_CPU_LEVELS - 1;
+
+q3_cpu_level q3_cpu_in_use(void)
+{
+    const q3_cpu_level best = q3_cpu_detected();
+    const q3_cpu_level most = (q3_cpu_level)atomic_load(&limit);
+    return best < most ? best : most;
+}
+
+bool q3_cpu_limit(q3_cpu_level level, q3_error *err)
+{
+    if (level > q3_cpu_detected())
+        return q3_fail(err, Q3_FAILED, "this processor has no %s: its best level is %s",
+                       q3_cpu_name(level), q3_cpu_name(q3_cpu_detected()));
+    atomic_store(&limit, level);
+    return true;
+}

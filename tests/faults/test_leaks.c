@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The libraries give back what they took, whatever fails: every allocation, read, write, open and
+// thread in turn, and after each failure no block of memory, descriptor or thread is left, and an
+// error is told. With Q3_TEST_FULL at every call; without it allocations at every n-th.
+#include "engine.h"
+#include "extract.h"
+#include "inject.h"
+#include "packs.h"
+#include "shapes.h"
+#include "small_model.h"
+#include "support.h"
+#include "tokenizer.h"
+#include "unpack.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char *directory, *model, *whole, *made, *manifest_path;
+static float *logits; // of a run without faults
+static q3_inject_record record;
+
+#define assert_ok(call)                    \
+    do {                                   \
+        if (!(call))                       \
+            fail_msg("%s", error.message); \
+    } while (0)
+
+// ---- what is done ----
+
+static bool extract_to(const char *to, unsigned jobs, q3_error *err)
+{
+    const q3_extract_options options = {.model_directory = model,
+                                        .pack_directory = to,
+                                        .selection = {.components = "text"},
+                                        .codec = Q3_CODEC_ZSTD,
+                                        .jobs = jobs,
+                                        .quiet = true};
+    q3_extract_result result;
+    return q3_extract(&options, &result, err);
+}
+
+static bool extract(q3_error *err)
+{
+    return extract_to(made, 1, err);
+}
+
+static bool extract_on_three(q3_error *err)
+{
+    return extract_to(made, 3, err);
+}
+
+static bool unpack_with(unsigned jobs, q3_error *err)
+{
+    const q3_unpack_options options = {
+        .pack_directory = whole, .output_directory = made, .jobs = jobs, .quiet = true};
+    q3_unpack_result result;
+    return q3_unpack(&options, &result, err);
+}
+
+static bool unpack(q3_error *err)
+{
+    return unpack_with(1, err);
+}
+
+static bool unpack_on_three(q3_error *err)
+{
+    return unpack_with(3, err);
+}
+
+static bool check_packs_with(unsigned jobs, q3_error *err)
+{
+    q3_findings report = {.command = "packs", .path = whole, .against = model};
+    const q3_packs_options options = {.source = model, .jobs = jobs, .quiet = true};
+    bool ok = q3_packs_check(whole, &options, &report, err);
+    if (ok && report.count)
+        ok = q3_fail(err, Q3_FAILED, "%s", report.findings[0].message);
+    q3_findings_free(&report);
+    return ok;
+}
+
+static bool check_packs(q3_error *err)
+{
+    return check_packs_with(1, err);
+}
+
+static bool check_packs_on_three(q3_error *err)
+{
+    return check_packs_with(3, err);
+}
+
+static bool check_shapes(q3_error *err)
+{
+    q3_findings report = {.command = "shapes", .path = whole, .against = manifest_path};
+    q3_manifest manifest;
+    if (!q3_manifest_load(manifest_path, &manifest, err))
+        return false;
+    const q3_shapes_options options = {.jobs = 1, .quiet = true};
+    bool ok = q3_shapes_check(whole, &manifest, &options, &report, err) &&
+              q3_shapes_check(model, &manifest, &options, &report, err);
+    if (ok && report.count)
+        ok = q3_fail(err, Q3_FAILED, "%s", report.findings[0].message);
+    q3_findings_free(&report);
+    q3_manifest_free(&manifest);
+    return ok;
+}
+
+static bool run_with(unsigned threads, q3_error *err)
+{
+    static const uint32_t ids[] = {3, 1, 4, 1, 5, 9};
+    q3_engine *engine = NULL;
+    q3_session *session = NULL;
+    const q3_engine_options options = {.threads = threads};
+    bool ok =
+        q3_engine_open(whole, &options, &engine, err) && q3_session_create(engine, &session, err);
+    if (ok) {
+        ok = q3_session_feed(session, ids, 6, NULL, err);
+        // A session outlives a failure as it was.
+        q3_inject_follow(NULL);
+        q3_error error;
+        if (!ok)
+            assert_ok(q3_session_feed(session, ids, 6, NULL, &error));
+        const size_t bytes = q3_engine_describe(engine)->config->vocab_size * sizeof *logits;
+        if (!logits) {
+            logits = malloc(bytes);
+            assert_non_null(logits);
+            memcpy(logits, q3_session_logits(session), bytes);
+        }
+        assert_memory_equal(logits, q3_session_logits(session), bytes);
+    }
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+    return ok;
+}
+
+static bool run(q3_error *err)
+{
+    return run_with(1, err);
+}
+
+static bool run_on_three(q3_error *err)
+{
+    return run_with(3, err);
+}
+
+static bool tokenize(q3_error *err)
+{
+    static const char text[] = "<|im_start|>user\nSay 1,000 times: caf\xc3\xa9!<|im_end|>\n";
+    q3_tokenizer *tokenizer = NULL;
+    q3_ids ids = {0};
+    const bool ok = q3_tokenizer_open(Q3_TEST_MODEL_DIR, &tokenizer, err) &&
+                    q3_tokenizer_encode(
+                        tokenizer, (q3_bytes){(const uint8_t *)text, sizeof text - 1}, &ids, err);
+    q3_ids_free(&ids);
+    q3_tokenizer_close(tokenizer);
+    return ok;
+}
+
+// ---- and what is left ----
+
+static int visible(const struct dirent *entry)
+{
+    return entry->d_name[0] != '.';
+}
+
+static int count_entries(const char *path)
+{
+    struct dirent **entries;
+    const int count = scandir(path, &entries, visible, NULL);
+    assert_true(count > 0);
+    for (int i = 0; i < count; i++)
+        free(entries[i]);
+    free(entries);
+    return count;
+}
+
+// Does it with the k-th call failed. False when there was none.
+static bool try_once(const char *what, bool (*action)(q3_error *err), uint64_t at)
+{
+    q3_error error = {0};
+    const q3_inject_kind kind = (q3_inject_kind)record.kind;
+    const int descriptors = count_entries("/proc/self/fd");
+    const int threads = count_entries("/proc/self/task");
+    record.at = at;
+    memset(record.calls, 0, sizeof record.calls);
+    record.fired = 0;
+    q3_inject_track(true);
+    q3_inject_follow(&record);
+    const bool ok = action(&error);
+    q3_inject_follow(NULL);
+    const size_t left = q3_inject_live();
+    q3_inject_track(false);
+    if (left)
+        fail_msg("%s, %s %" PRIu64 ": %zu blocks are left (%s)", what, q3_inject_name(kind), at,
+                 left, error.message);
+    assert_int_equal(count_entries("/proc/self/fd"), descriptors);
+    assert_int_equal(count_entries("/proc/self/task"), threads);
+    if (!ok && (error.code != Q3_FAILED || !*error.message))
+        fail_msg("%s, %s %" PRIu64 ": code %d, \"%s\"", what, q3_inject_name(kind), at, error.code,
+                 error.message);
+    q3_test_remove_tree(made);
+    if (!record.fired && !ok)
+        fail_msg("%s: %s", what, error.message);
+    return record.fired;
+}
+
+static void try_all(const char *what, bool (*action)(q3_error *err), q3_inject_kind kind,
+                    int number, bool forever, uint64_t step)
+{
+    // What the C library allocates once and keeps is there after a first time.
+    record = (q3_inject_record){.action = Q3_INJECT_NOTHING};
+    q3_error error;
+    assert_ok(action(&error));
+    q3_test_remove_tree(made);
+    record = (q3_inject_record){
+        .kind = kind, .action = Q3_INJECT_FAIL, .number = number, .forever = forever};
+    uint64_t at = 1, tried = 0;
+    for (; try_once(what, action, at); at += getenv("Q3_TEST_FULL") ? 1 : step)
+        tried++;
+    assert_true(tried > 0);
+    print_message("%s, failed %s%s: %" PRIu64 " times\n", what, q3_inject_name(kind),
+                  forever ? " and all after it" : "", tried);
+}
+
+static void try_reading(const char *what, bool (*action)(q3_error *err))
+{
+    try_all(what, action, Q3_INJECT_ALLOCATE, ENOMEM, false, 5);
+    try_all(what, action, Q3_INJECT_ALLOCATE, ENOMEM, true, 7);
+    try_all(what, action, Q3_INJECT_OPEN, EIO, false, 1);
+    try_all(what, action, Q3_INJECT_READ, EIO, false, 1);
+}
+
+static void try_writing(const char *what, bool (*action)(q3_error *err))
+{
+    try_all(what, action, Q3_INJECT_WRITE, ENOSPC, false, 1);
+    try_all(what, action, Q3_INJECT_SYNC, EIO, false, 1);
+    try_all(what, action, Q3_INJECT_RENAME, EIO, false, 1);
+    try_all(what, action, Q3_INJECT_UNLINK, EIO, false, 1);
+}
+
+static void test_extract(void **state)
+{
+    (void)state;
+    try_reading("extract", extract);
+    try_writing("extract", extract);
+    try_all("extract on three threads", extract_on_three, Q3_INJECT_THREAD, EAGAIN, false, 1);
+    try_all("extract on three threads", extract_on_three, Q3_INJECT_WRITE, EIO, false, 3);
+    try_all("extract on three threads", extract_on_three, Q3_INJECT_ALLOCATE, ENOMEM, false, 23);
+}
+
+static void test_unpack(void **state)
+{
+    (void)state;
+    try_reading("unpack", unpack);
+    try_writing("unpack", unpack);
+    try_all("unpack on three threads", unpack_on_three, Q3_INJECT_THREAD, EAGAIN, false, 1);
+    try_all("unpack on three threads", unpack_on_three, Q3_INJECT_READ, EIO, false, 3);
+}
+
+static void test_verify(void **state)
+{
+    (void)state;
+    try_reading("check packs", check_packs);
+    try_all("check packs on three threads", check_packs_on_three, Q3_INJECT_THREAD, EAGAIN, false,
+            1);
+    try_all("check packs on three threads", check_packs_on_three, Q3_INJECT_READ, EIO, false, 3);
+    try_reading("check shapes", check_shapes);
+}
+
+static void test_run(void **state)
+{
+    (void)state;
+    try_reading("run", run);
+    try_all("run", run, Q3_INJECT_MAP, ENOMEM, false, 1);
+    try_all("run on three threads", run_on_three, Q3_INJECT_THREAD, EAGAIN, false, 1);
+    try_all("run on three threads", run_on_three, Q3_INJECT_READ, EIO, false, 3);
+}
+
+static void test_tokenizer(void **state)
+{
+    (void)state;
+    try_all("tokenize", tokenize, Q3_INJECT_ALLOCATE, ENOMEM, false, 41);
+    try_all("tokenize", tokenize, Q3_INJECT_ALLOCATE, ENOMEM, true, 97);
+    try_all("tokenize", tokenize, Q3_INJECT_OPEN, EIO, false, 1);
+    try_all("tokenize", tokenize, Q3_INJECT_READ, EIO, false, 1);
+}
+
+static int prepare(void **state)
+{
+    (void)state;
+    q3_error error;
+    directory = q3_test_directory();
+    model = q3_test_path("%s/model", directory);
+    whole = q3_test_path("%s/whole", directory);
+    made = q3_test_path("%s/made", directory);
+    manifest_path = q3_test_path("%s/manifest.json", directory);
+    assert_ok(q3_small_model_write(model, &error));
+    assert_ok(extract_to(whole, 1, &error));
+    char *path = q3_test_path("%s/config.json", model);
+    q3_config config;
+    q3_json json;
+    q3_manifest manifest;
+    q3_json_writer writer = {0};
+    assert_ok(q3_config_load(path, &config, &json, &error) &&
+              q3_manifest_derive(&json, &manifest, &error) &&
+              q3_manifest_write(&manifest, &writer, &error));
+    q3_test_write(manifest_path, writer.text, writer.size);
+    q3_json_writer_free(&writer);
+    q3_manifest_free(&manifest);
+    q3_json_free(&json);
+    free(path);
+    return 0;
+}
+
+static int clean_up(void **state)
+{
+    (void)state;
+    free(logits);
+    free(manifest_path);
+    free(made);
+    free(whole);
+    free(model);
+    q3_test_remove(directory);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_extract),   cmocka_unit_test(test_unpack),
+        cmocka_unit_test(test_verify),    cmocka_unit_test(test_run),
+        cmocka_unit_test(test_tokenizer),
+    };
+    if (argc > 1)
+        cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, prepare, clean_up);
+}
