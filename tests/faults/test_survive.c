@@ -617,6 +617,10 @@ static void test_extract_faults(void **state)
     TRY_FAULTS(&fresh, writing_faults);
     TRY_FAULTS(&fresh, reading_faults);
     TRY_FAULTS(&fresh, journal_faults);
+    // Files are finished by any thread.
+    static const subject threads = {"q3-extract", extract_on_four, check_extracted,
+                                    extract_after_end, 4};
+    TRY_FAULTS(&threads, writing_faults);
     TRY_FAULTS(&four, thread_faults);
     // What cannot be read again is written again.
     fault forgiving[sizeof reading_faults / sizeof *reading_faults];
