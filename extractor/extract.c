@@ -31,11 +31,22 @@ typedef struct write_job {
     uint32_t shard; // whose tensors these are, or Q3_WHOLE_FILE
     const q3_stored_tensor **tensors;
     uint32_t tensor_count;
+    q3_pack_writer *writer; // between its first frame and its end
+    uint64_t last_item;     // of the stream: its last frame
+    uint64_t size;          // once it has its name
+    q3_hash128 root;
 } write_job;
 
-// One frame on its way.
+// What an item of the stream is. A file is finished (synced, read back, renamed) by an item of its
+// own, so that one thread can wait for the disk while the others go on. Such an item comes as many
+// items after the file's last frame as there are slots: only then is it certain that the frame has
+// been written. At the end of the stream, idle items fill that distance.
+typedef enum item_kind { ITEM_FRAME, ITEM_FINISH, ITEM_IDLE } item_kind;
+
+// One item on its way.
 typedef struct frame_slot {
-    const write_job *job;
+    item_kind kind;
+    write_job *job;
     uint32_t tensor, frame; // in the job, in the tensor
     const q3_pack *source;  // the piece to take it from, or NULL: from its shard
     uint8_t *raw, *stored;  // Q3_FRAME_BYTES each
@@ -56,9 +67,11 @@ typedef struct extraction {
     size_t job_count, job_capacity;
     size_t job; // the next frame to read
     uint32_t tensor, frame;
+    size_t unfinished; // the first job whose end has not been asked for
+    uint64_t items;    // of the stream so far
+    size_t slots;
     piece *pieces; // that tensors of shards no longer there are taken from
     size_t piece_count, piece_capacity;
-    q3_pack_writer *writer; // of the job being written
     q3_progress progress;
     q3_extract_result *result;
 } extraction;
@@ -242,21 +255,18 @@ static const q3_pack *find_piece(const extraction *x, const q3_place *place, uin
     return NULL;
 }
 
-static int next_frame(void *context, void *slot_memory, q3_error *err)
+static bool take_frame(extraction *x, frame_slot *slot, q3_error *err)
 {
-    extraction *x = context;
-    frame_slot *slot = slot_memory;
-    if (x->job == x->job_count)
-        return 0;
     if (!slot->raw) {
         slot->raw = q3_alloc(2, Q3_FRAME_BYTES, err);
         if (!slot->raw)
-            return -1;
+            return false;
         slot->stored = slot->raw + Q3_FRAME_BYTES;
     }
-    const write_job *job = &x->jobs[x->job];
+    write_job *job = &x->jobs[x->job];
     const q3_stored_tensor *from = job->tensors[x->tensor];
     const q3_tensor *tensor = &from->tensor;
+    slot->kind = ITEM_FRAME;
     slot->job = job;
     slot->tensor = x->tensor;
     slot->frame = x->frame;
@@ -269,9 +279,29 @@ static int next_frame(void *context, void *slot_memory, q3_error *err)
         x->frame = 0;
         if (++x->tensor == job->tensor_count) {
             x->tensor = 0;
+            job->last_item = x->items;
             x->job++;
         }
     }
+    return true;
+}
+
+static int next_item(void *context, void *slot_memory, q3_error *err)
+{
+    extraction *x = context;
+    frame_slot *slot = slot_memory;
+    if (x->unfinished < x->job && x->items >= x->jobs[x->unfinished].last_item + x->slots) {
+        slot->kind = ITEM_FINISH;
+        slot->job = &x->jobs[x->unfinished++];
+    } else if (x->job < x->job_count) {
+        if (!take_frame(x, slot, err))
+            return -1;
+    } else if (x->unfinished < x->job_count) {
+        slot->kind = ITEM_IDLE;
+    } else {
+        return 0;
+    }
+    x->items++;
     return 1;
 }
 
@@ -291,18 +321,39 @@ static bool read_frame(extraction *x, frame_slot *slot, q3_coder *coder, q3_erro
     return q3_pack_read_frame(slot->source, kept, slot->frame, coder, slot->stored, slot->raw, err);
 }
 
-static bool encode_frame(void *context, void *slot_memory, unsigned worker, q3_error *err)
+static bool encode_frame(extraction *x, frame_slot *slot, q3_coder *coder, q3_error *err)
 {
-    extraction *x = context;
-    frame_slot *slot = slot_memory;
     const q3_tensor *tensor = &slot->job->tensors[slot->tensor]->tensor;
     const uint64_t row = tensor->rank > 1 ? tensor->shape[tensor->rank - 1] : 0;
     slot->codec = x->options->codec;
-    if (!read_frame(x, slot, x->coders[worker], err) ||
-        !q3_codec_encode(x->coders[worker], &slot->codec, tensor->dtype, row, slot->raw,
-                         slot->raw_bytes, slot->stored, &slot->stored_bytes, err))
+    if (!read_frame(x, slot, coder, err) ||
+        !q3_codec_encode(coder, &slot->codec, tensor->dtype, row, slot->raw, slot->raw_bytes,
+                         slot->stored, &slot->stored_bytes, err))
         return false;
     slot->hash = q3_hash64(slot->stored, slot->stored_bytes);
+    return true;
+}
+
+// Gives a file whose frames are all written its name.
+static bool publish_file(write_job *job, q3_error *err)
+{
+    q3_pack_writer *writer = job->writer;
+    job->writer = NULL;
+    return q3_pack_writer_publish(writer, &job->size, &job->root, err);
+}
+
+static bool work_item(void *context, void *slot_memory, unsigned worker, q3_error *err)
+{
+    extraction *x = context;
+    frame_slot *slot = slot_memory;
+    switch (slot->kind) {
+    case ITEM_FRAME:
+        return encode_frame(x, slot, x->coders[worker], err);
+    case ITEM_FINISH:
+        return publish_file(slot->job, err);
+    case ITEM_IDLE:
+        break;
+    }
     return true;
 }
 
@@ -317,46 +368,56 @@ static char *job_path(const extraction *x, const write_job *job, q3_error *err)
     return q3_set_path(&x->set, name, err);
 }
 
-static bool begin_file(extraction *x, const write_job *job, q3_error *err)
+static bool begin_file(extraction *x, write_job *job, q3_error *err)
 {
     q3_tensor *tensors = q3_alloc(job->tensor_count, sizeof *tensors, err);
     char *path = tensors ? job_path(x, job, err) : NULL;
     for (uint32_t i = 0; path && i < job->tensor_count; i++)
         tensors[i] = job->tensors[i]->tensor;
     const bool ok =
-        path && q3_pack_writer_create(path, tensors, job->tensor_count, &x->writer, err);
+        path && q3_pack_writer_create(path, tensors, job->tensor_count, &job->writer, err);
     free(path);
     free(tensors);
     return ok;
 }
 
-static bool finish_file(extraction *x, const write_job *job, q3_error *err)
+static bool write_frame(extraction *x, const frame_slot *slot, q3_error *err)
 {
-    q3_pack_writer *writer = x->writer;
-    q3_set_file *entry = &x->set.files[job->file - x->plan->files];
-    x->writer = NULL;
-    return q3_pack_writer_publish(writer, &entry->size, &entry->root, err) &&
-           q3_journal_record(x->journal, &job->file->place, job->shard, entry->size, entry->root,
-                             err);
-}
-
-static bool write_frame(void *context, void *slot_memory, unsigned worker, q3_error *err)
-{
-    (void)worker;
-    extraction *x = context;
-    const frame_slot *slot = slot_memory;
-    const write_job *job = slot->job;
-    const q3_tensor *tensor = &job->tensors[slot->tensor]->tensor;
+    write_job *job = slot->job;
     if (slot->tensor == 0 && slot->frame == 0 && !begin_file(x, job, err))
         return false;
-    if (!q3_pack_writer_add(x->writer, slot->codec, slot->raw, slot->raw_bytes, slot->stored,
+    if (!q3_pack_writer_add(job->writer, slot->codec, slot->raw, slot->raw_bytes, slot->stored,
                             slot->stored_bytes, slot->hash, err))
         return false;
     char path[Q3_PLACE_PATH_MAX];
     q3_progress_add(&x->progress, slot->raw_bytes, q3_place_path(&job->file->place, path));
-    const bool last =
-        slot->tensor + 1 == job->tensor_count && slot->frame + 1 == q3_frame_count(tensor);
-    return !last || finish_file(x, job, err);
+    return true;
+}
+
+static bool record_file(extraction *x, const write_job *job, q3_error *err)
+{
+    if (job->shard == Q3_WHOLE_FILE) {
+        q3_set_file *entry = &x->set.files[job->file - x->plan->files];
+        entry->size = job->size;
+        entry->root = job->root;
+    }
+    return q3_journal_record(x->journal, &job->file->place, job->shard, job->size, job->root, err);
+}
+
+static bool commit_item(void *context, void *slot_memory, unsigned worker, q3_error *err)
+{
+    (void)worker;
+    extraction *x = context;
+    const frame_slot *slot = slot_memory;
+    switch (slot->kind) {
+    case ITEM_FRAME:
+        return write_frame(x, slot, err);
+    case ITEM_FINISH:
+        return record_file(x, slot->job, err);
+    case ITEM_IDLE:
+        break;
+    }
+    return true;
 }
 
 static void release_slot(void *context, void *slot_memory)
@@ -587,18 +648,20 @@ static bool stream_frames(extraction *x, q3_error *err)
     bool ok = true;
     for (unsigned i = 0; ok && i < x->threads; i++)
         ok = (x->coders[i] = q3_coder_create(err)) != NULL;
+    x->slots = x->threads < SLOTS_MAX / SLOTS_PER_JOB ? x->threads * SLOTS_PER_JOB : SLOTS_MAX;
     const q3_stream stream = {
         .context = x,
-        .slots = x->threads < SLOTS_MAX / SLOTS_PER_JOB ? x->threads * SLOTS_PER_JOB : SLOTS_MAX,
+        .slots = x->slots,
         .slot_bytes = sizeof(frame_slot),
-        .next = next_frame,
-        .work = encode_frame,
-        .commit = write_frame,
+        .next = next_item,
+        .work = work_item,
+        .commit = commit_item,
         .release = release_slot,
     };
     ok = ok && q3_workers_stream(workers, &stream, err);
     q3_progress_end(&x->progress);
-    q3_pack_writer_abandon(x->writer);
+    for (size_t i = 0; i < x->job_count; i++)
+        q3_pack_writer_abandon(x->jobs[i].writer);
     q3_workers_destroy(workers);
     return ok;
 }

@@ -262,19 +262,8 @@ static const q3_option output_options[] = {
 };
 
 static const q3_option unpack_options[] = {
-    {.name = "jobs",
-     .letter = 'j',
-     .kind = Q3_OPTION_NUMBER,
-     .value_name = "N",
-     .target = &jobs,
-     .min = 1,
-     .max = Q3_WORKERS_MAX,
-     .help = "threads; the default is one for each processor"},
-    {.name = "quiet",
-     .letter = 'q',
-     .kind = Q3_OPTION_FLAG,
-     .target = &quiet,
-     .help = "print nothing but errors"},
+    Q3_JOBS_OPTION(&jobs),
+    Q3_QUIET_OPTION(&quiet),
     Q3_CPU_OPTION,
 };
 

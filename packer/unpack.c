@@ -7,7 +7,6 @@
 
 #include <dirent.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -94,62 +93,46 @@ static bool collect(unpacking *u, q3_error *err)
     return true;
 }
 
-// Appends to a text in memory. Such a stream does not remember a failure: *ok does.
-static void put(FILE *stream, bool *ok, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-
-static void put(FILE *stream, bool *ok, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    *ok = *ok && vfprintf(stream, format, arguments) >= 0;
-    va_end(arguments);
-}
-
 // The JSON header of a shard as the safetensors library writes it: no blanks, tensors in the order
 // of their data, blanks at the end up to a multiple of 8.
 static bool put_header(unpacking *u, size_t first, size_t end, q3_output *output, q3_error *err)
 {
-    char *text = NULL;
-    size_t size = 0;
-    FILE *stream = open_memstream(&text, &size);
-    if (!stream)
-        return q3_fail_errno(err, "cannot make a shard's header");
-    bool ok = true;
-    put(stream, &ok, "{\"__metadata__\":{\"format\":\"pt\"}");
+    q3_memory text;
+    if (!q3_memory_open(&text, err))
+        return false;
+    FILE *stream = text.stream;
+    fputs("{\"__metadata__\":{\"format\":\"pt\"}", stream);
     uint64_t offset = 0;
     for (size_t i = first; i < end; i++) {
         const q3_tensor *tensor = &u->tensors[i].tensor;
         // Names come from pack.json, where they were JSON strings; escape what JSON must.
-        put(stream, &ok, ",\"");
+        fputs(",\"", stream);
         for (const char *c = tensor->name; *c; c++) {
             if (*c == '"' || *c == '\\')
-                put(stream, &ok, "\\%c", *c);
+                fprintf(stream, "\\%c", *c);
             else if ((unsigned char)*c < 0x20)
-                put(stream, &ok, "\\u%04x", (unsigned)*c);
+                fprintf(stream, "\\u%04x", (unsigned)*c);
             else
-                put(stream, &ok, "%c", *c);
+                fputc(*c, stream);
         }
-        put(stream, &ok, "\":{\"dtype\":\"%s\",\"shape\":[", q3_dtype_name(tensor->dtype));
+        fprintf(stream, "\":{\"dtype\":\"%s\",\"shape\":[", q3_dtype_name(tensor->dtype));
         for (unsigned d = 0; d < tensor->rank; d++)
-            put(stream, &ok, "%s%" PRIu64, d ? "," : "", tensor->shape[d]);
-        put(stream, &ok, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", offset,
-            offset + tensor->bytes);
+            fprintf(stream, "%s%" PRIu64, d ? "," : "", tensor->shape[d]);
+        fprintf(stream, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", offset,
+                offset + tensor->bytes);
         u->tensors[i].offset = offset;
         offset += tensor->bytes;
     }
-    put(stream, &ok, "}");
-    put(stream, &ok, "%*s", (int)(7 - (ftell(stream) + 7) % 8), "");
-    // Without memory to cut the text to its size there is none, and fclose() does not tell.
-    if (fclose(stream) != 0 || !ok || !text) {
-        free(text);
-        return q3_fail(err, Q3_FAILED, "out of memory (a shard's header)");
-    }
+    fputc('}', stream);
+    fflush(stream); // so that text.size is right
+    fprintf(stream, "%*s", (int)(7 - (text.size + 7) % 8), "");
+    if (!q3_memory_close(&text, err))
+        return false;
     uint8_t length[8];
-    q3_put_u64(length, size);
-    ok = q3_output_append(output, length, sizeof length, err) &&
-         q3_output_append(output, text, size, err);
-    free(text);
+    q3_put_u64(length, text.size);
+    const bool ok = q3_output_append(output, length, sizeof length, err) &&
+                    q3_output_append(output, text.data, text.size, err);
+    free(text.data);
     for (size_t i = first; i < end; i++)
         u->tensors[i].offset += output->size;
     return ok;

@@ -204,17 +204,18 @@ bool q3_findings_write_junit(const q3_findings *report, const char *path, q3_err
     q3_summary summary;
     if (!q3_summary_create(report, JUNIT_LINES, &summary, err))
         return false;
-    char *data = NULL;
-    size_t size = 0;
-    FILE *file = open_memstream(&data, &size);
-    if (file)
-        put_junit(file, report, &summary);
+    q3_memory text;
+    bool ok = q3_memory_open(&text, err);
+    if (ok) {
+        put_junit(text.stream, report, &summary);
+        ok = q3_memory_close(&text, err);
+    }
     q3_summary_free(&summary);
-    const bool ok = file && !ferror(file);
-    const bool whole = file && fclose(file) == 0 && ok;
-    const bool written = whole ? q3_file_publish(path, data, size, err) : q3_fail_memory(err, size);
-    free(data);
-    return written;
+    if (!ok)
+        return false;
+    ok = q3_file_publish(path, text.data, text.size, err);
+    free(text.data);
+    return ok;
 }
 
 // ---- GitHub ----
@@ -246,7 +247,7 @@ static void annotate(FILE *file, const char *level, const char *path, const char
     putc('\n', file);
 }
 
-void q3_findings_annotate(const q3_findings *report, FILE *file)
+bool q3_findings_annotate(const q3_findings *report, FILE *file, q3_error *err)
 {
     unsigned left = Q3_ANNOTATIONS_MAX;
     char title[128], path[4096];
@@ -254,9 +255,8 @@ void q3_findings_annotate(const q3_findings *report, FILE *file)
     for (size_t i = 0; i < report->causes.count && left; i++, left--)
         annotate(file, "error", NULL, title, report->causes.texts[i]);
     q3_summary summary;
-    q3_error err;
-    if (!q3_summary_create(report, left, &summary, &err))
-        return;
+    if (!q3_summary_create(report, left, &summary, err))
+        return false;
     for (size_t i = 0; i < summary.count && left; i++, left--) {
         const q3_summary_line *line = &summary.lines[i];
         const char *about = line->count == 1 ? line->example->file : NULL;
@@ -273,4 +273,5 @@ void q3_findings_annotate(const q3_findings *report, FILE *file)
                  title, line->text);
     }
     q3_summary_free(&summary);
+    return true;
 }

@@ -54,10 +54,8 @@ static bool write_report(const q3_findings *report, q3_error *err)
         q3_json_writer_free(&writer);
         return ok;
     }
-    q3_findings_print(report, stdout);
-    if (github)
-        q3_findings_annotate(report, stdout);
-    return ok;
+    return q3_findings_print(report, stdout, err) &&
+           (!github || q3_findings_annotate(report, stdout, err)) && ok;
 }
 
 // Writes the report and gives its exit code, or, where `ok` is false, that of the error.

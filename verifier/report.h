@@ -106,8 +106,8 @@ bool q3_summary_create(const q3_findings *report, size_t limit, q3_summary *summ
 void q3_summary_free(q3_summary *summary);
 
 // For people: causes, the summary of at most Q3_SUMMARY_LINES lines, notes, and a last line such as
-// "0 differences in 2,610 tensors". What goes wrong with memory goes without saying.
-void q3_findings_print(const q3_findings *report, FILE *file);
+// "0 differences in 2,610 tensors". False without memory for it.
+bool q3_findings_print(const q3_findings *report, FILE *file, q3_error *err);
 
 // For programs: a JSON object a line: each finding, cause and note, and last the summary.
 bool q3_findings_write(const q3_findings *report, q3_json_writer *writer, q3_error *err);
@@ -116,6 +116,6 @@ bool q3_findings_write_junit(const q3_findings *report, const char *path, q3_err
 // Annotations of GitHub Actions (workflow commands). GitHub shows ten of them for a step, so there
 // is one for each cause and line of the summary, and no more than ten.
 enum { Q3_ANNOTATIONS_MAX = 10 };
-void q3_findings_annotate(const q3_findings *report, FILE *file);
+bool q3_findings_annotate(const q3_findings *report, FILE *file, q3_error *err);
 
 #endif

@@ -157,7 +157,8 @@ static void put_numbers(text *to, const uint32_t *numbers, size_t count)
 typedef struct portion {
     size_t from, to;
     uint32_t layer;
-    char *what; // "experts 76–127"
+    char *what;       // "experts 76–127"
+    const char *tail; // of all of them, where it is one: ".up_proj.weight"; else ""
     bool told;
 } portion;
 
@@ -212,6 +213,7 @@ static bool describe_portion(grouping *g, portion *at)
     const item *items = g->items + at->from;
     const size_t count = at->to - at->from;
     text what = {.size = 0};
+    at->tail = "";
     if (!items->middle) {
         put_names(&what, items, count);
     } else {
@@ -236,8 +238,8 @@ static bool describe_portion(grouping *g, portion *at)
             word--;
         put(&what, "%.*s ", (int)word, items->middle + start);
         put_numbers(&what, numbers, distinct);
-        if (one_tail && *items->tail)
-            put(&what, " %s", items->tail + (*items->tail == '.'));
+        if (one_tail)
+            at->tail = items->tail;
         free(numbers);
     }
     at->what = q3_format(g->err, "%s", what.data);
@@ -273,6 +275,17 @@ static void put_count(text *line, const item *first, uint64_t count)
         put(line, ": %s", first->finding->detail);
 }
 
+static bool same_portion(const portion *a, const portion *b)
+{
+    return strcmp(a->what, b->what) == 0 && strcmp(a->tail, b->tail) == 0;
+}
+
+static void put_tail(text *line, const char *tail)
+{
+    if (*tail)
+        put(line, " %s", tail + (*tail == '.'));
+}
+
 // A line for all portions with the same `what`, or, of too many, one line for all.
 static bool tell_portions(grouping *g, portion *portions, size_t count)
 {
@@ -282,7 +295,7 @@ static bool tell_portions(grouping *g, portion *portions, size_t count)
     for (size_t i = 0; ok && i < count; i++) {
         bool known = false;
         for (size_t k = 0; k < i && !known; k++)
-            known = strcmp(portions[k].what, portions[i].what) == 0;
+            known = same_portion(&portions[k], &portions[i]);
         distinct += !known;
     }
     if (ok && distinct > LINES_OF_A_FAMILY) {
@@ -290,6 +303,9 @@ static bool tell_portions(grouping *g, portion *portions, size_t count)
         text line = {.size = 0};
         for (size_t i = 0; i < count; i++)
             layers[i] = portions[i].layer;
+        bool one_tail = true;
+        for (size_t i = 1; i < count; i++)
+            one_tail = one_tail && strcmp(portions[i].tail, portions[0].tail) == 0;
         put_layers(&line, first, layers, count);
         put(&line, ": ");
         if (first->middle)
@@ -306,6 +322,8 @@ static bool tell_portions(grouping *g, portion *portions, size_t count)
             }
         else
             put_names(&line, first, portions[count - 1].to - portions[0].from);
+        if (one_tail)
+            put_tail(&line, portions[0].tail);
         const uint64_t all = portions[count - 1].to - portions[0].from;
         put_count(&line, first, all);
         ok = add_line(g, first, all, line.data);
@@ -319,7 +337,7 @@ static bool tell_portions(grouping *g, portion *portions, size_t count)
         uint64_t tensors = 0;
         size_t alike = 0;
         for (size_t k = i; k < count; k++)
-            if (!portions[k].told && strcmp(portions[k].what, portions[i].what) == 0) {
+            if (!portions[k].told && same_portion(&portions[k], &portions[i])) {
                 portions[k].told = true;
                 layers[alike++] = portions[k].layer;
                 tensors += portions[k].to - portions[k].from;
@@ -332,6 +350,7 @@ static bool tell_portions(grouping *g, portion *portions, size_t count)
         put_layers(&line, first, layers, alike);
         if (*portions[i].what)
             put(&line, ": %s", portions[i].what);
+        put_tail(&line, portions[i].tail);
         put_count(&line, first, tensors);
         ok = add_line(g, first, tensors, line.data);
     }
@@ -407,8 +426,13 @@ static bool shorten(grouping *g, size_t limit)
             char *told =
                 q3_format(g->err, "%s%sand %s more (--json lists all)", alone ? line->text : "",
                           alone ? "; " : "", q3_grouped(rest, number));
-            if (!told)
+            if (!told) {
+                // Lines that were kept have moved up; what is behind them follows.
+                for (; i < summary->count; i++)
+                    summary->lines[kept++] = summary->lines[i];
+                summary->count = kept;
                 return false;
+            }
             free(line->text);
             line->text = told;
             if (!alone)
@@ -453,26 +477,23 @@ void q3_summary_free(q3_summary *summary)
     *summary = (q3_summary){0};
 }
 
-void q3_findings_print(const q3_findings *report, FILE *file)
+bool q3_findings_print(const q3_findings *report, FILE *file, q3_error *err)
 {
     char number[Q3_GROUPED_MAX];
     q3_summary summary;
-    q3_error err;
+    if (!q3_summary_create(report, Q3_SUMMARY_LINES, &summary, err))
+        return false;
     for (size_t i = 0; i < report->causes.count; i++)
         fprintf(file, "cause: %s\n", report->causes.texts[i]);
-    if (q3_summary_create(report, Q3_SUMMARY_LINES, &summary, &err)) {
-        for (size_t i = 0; i < summary.count; i++) {
-            const q3_finding_kind kind = summary.lines[i].kind;
-            if (i == 0 || summary.lines[i - 1].kind != kind)
-                fprintf(file, "%s (%s%s):\n", q3_finding_kind_name(kind),
-                        q3_grouped(report->counts[kind], number),
-                        report->allowed[kind] ? ", allowed" : "");
-            fprintf(file, "  %s\n", summary.lines[i].text);
-        }
-        q3_summary_free(&summary);
-    } else {
-        fprintf(file, "%s\n", err.message);
+    for (size_t i = 0; i < summary.count; i++) {
+        const q3_finding_kind kind = summary.lines[i].kind;
+        if (i == 0 || summary.lines[i - 1].kind != kind)
+            fprintf(file, "%s (%s%s):\n", q3_finding_kind_name(kind),
+                    q3_grouped(report->counts[kind], number),
+                    report->allowed[kind] ? ", allowed" : "");
+        fprintf(file, "  %s\n", summary.lines[i].text);
     }
+    q3_summary_free(&summary);
     for (size_t i = 0; i < report->notes.count; i++)
         fprintf(file, "note: %s\n", report->notes.texts[i]);
     const uint64_t differences = q3_findings_differences(report);
@@ -493,4 +514,5 @@ void q3_findings_print(const q3_findings *report, FILE *file)
             before = ", ";
         }
     fputs(report->count ? ")\n" : "\n", file);
+    return true;
 }

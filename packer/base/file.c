@@ -338,6 +338,38 @@ bool q3_file_publish(const char *path, const void *data, size_t size, q3_error *
     return q3_output_publish(&output, err);
 }
 
+static ssize_t write_memory(void *cookie, const char *data, size_t size)
+{
+    q3_memory *memory = cookie;
+    q3_error ignored;
+    uint64_t needed;
+    if (!q3_add(memory->size, size, &needed) || needed > SIZE_MAX ||
+        !q3_grow(&memory->data, &memory->capacity, (size_t)needed, 1, &ignored))
+        return 0;
+    memcpy(memory->data + memory->size, data, size);
+    memory->size = (size_t)needed;
+    return (ssize_t)size;
+}
+
+bool q3_memory_open(q3_memory *memory, q3_error *err)
+{
+    *memory = (q3_memory){0};
+    memory->stream = fopencookie(memory, "w", (cookie_io_functions_t){.write = write_memory});
+    return memory->stream || q3_fail_memory(err, sizeof(FILE));
+}
+
+bool q3_memory_close(q3_memory *memory, q3_error *err)
+{
+    const bool whole = fflush(memory->stream) == 0 && !ferror(memory->stream);
+    fclose(memory->stream);
+    memory->stream = NULL;
+    if (whole)
+        return true;
+    free(memory->data);
+    memory->data = NULL;
+    return q3_fail_memory(err, memory->size);
+}
+
 bool q3_write_all(int fd, const char *name, const void *data, size_t size, q3_error *err)
 {
     const char *from = data;

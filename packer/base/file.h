@@ -8,6 +8,7 @@
 #include "error.h"
 
 #include <stdint.h>
+#include <stdio.h>
 
 // A regular file open for reading. The size is the one at opening; a file that shrinks meanwhile is
 // an error of the read that notices.
@@ -74,6 +75,18 @@ void q3_output_abandon(q3_output *output);
 
 // A whole file at once, published.
 bool q3_file_publish(const char *path, const void *data, size_t size, q3_error *err);
+
+// Text made in memory through a stream. Other than one of open_memstream, it remembers when memory
+// runs out.
+typedef struct q3_memory {
+    FILE *stream; // to write to
+    char *data;   // after closing; to free()
+    size_t size, capacity;
+} q3_memory;
+
+bool q3_memory_open(q3_memory *memory, q3_error *err);
+// Closes the stream. False, with nothing to free, when not all that was written is there.
+bool q3_memory_close(q3_memory *memory, q3_error *err);
 
 // Writes all bytes to a descriptor (standard output, say).
 bool q3_write_all(int fd, const char *name, const void *data, size_t size, q3_error *err);

@@ -8,6 +8,7 @@
 
 #include "cpu.h"
 #include "error.h"
+#include "workers.h"
 
 #include <stdint.h>
 
@@ -39,7 +40,19 @@ typedef struct q3_option {
     bool *given; // set when the option was given; may be NULL
 } q3_option;
 
-// The option of every command that computes much.
+// Options that several programs have.
+#define Q3_JOBS_OPTION(value)                                                       \
+    {                                                                               \
+        .name = "jobs", .letter = 'j', .kind = Q3_OPTION_NUMBER, .value_name = "N", \
+        .target = (value), .min = 1, .max = Q3_WORKERS_MAX,                         \
+        .help = "threads; the default is one for each processor"                    \
+    }
+#define Q3_QUIET_OPTION(value)                                                     \
+    {                                                                              \
+        .name = "quiet", .letter = 'q', .kind = Q3_OPTION_FLAG, .target = (value), \
+        .help = "print nothing but errors"                                         \
+    }
+// Of every command that computes much.
 #define Q3_CPU_OPTION                                                                           \
     {                                                                                           \
         .name = "cpu", .kind = Q3_OPTION_CPU, .value_name = Q3_CPU_CHOICES,                     \

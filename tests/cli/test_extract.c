@@ -16,25 +16,9 @@
 
 extern char **environ;
 
-static char *directory;
-
-static int make_directory(void **state)
-{
-    (void)state;
-    directory = q3_test_directory();
-    return 0;
-}
-
-static int remove_directory(void **state)
-{
-    (void)state;
-    q3_test_remove(directory);
-    return 0;
-}
-
 static char *extract_all(const char *name, const char *codec, const char *jobs)
 {
-    char *path = q3_test_path("%s/%s", directory, name);
+    char *path = q3_test_path("%s/%s", q3_test_scratch, name);
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, path, "--components",
                                "all", "--codec", codec, "--jobs", jobs, "--quiet", NULL),
                    0, "");
@@ -45,7 +29,7 @@ static char *extract_all(const char *name, const char *codec, const char *jobs)
 // back with the same members.
 static void check_unpacked(const char *pack, const char *jobs)
 {
-    char *out = q3_test_path("%s/unpacked-%s", directory, jobs);
+    char *out = q3_test_path("%s/unpacked-%s", q3_test_scratch, jobs);
     q3_test_expect(
         q3_test_run(NULL, Q3_TEST_PACK, "unpack", pack, out, "--jobs", jobs, "--quiet", NULL), 0,
         "");
@@ -87,7 +71,8 @@ static void test_round_trip(void **state)
 static void test_processor_levels(void **state)
 {
     (void)state;
-    char *best = extract_all("best", "bitplane", "2"), *plain = q3_test_path("%s/plain", directory);
+    char *best = extract_all("best", "bitplane", "2"),
+         *plain = q3_test_path("%s/plain", q3_test_scratch);
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, plain, "--components",
                                "all", "--cpu", "c", "--quiet", NULL),
                    0, "");
@@ -152,7 +137,7 @@ static void test_everything_accounted_for(void **state)
 static void test_what_is_printed(void **state)
 {
     (void)state;
-    char *pack = q3_test_path("%s/printed", directory);
+    char *pack = q3_test_path("%s/printed", q3_test_scratch);
     q3_test_result plan =
         q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--dry-run", "--layers", "0-1",
                     "--experts", "0-7,12", "--components", "text,talker", NULL);
@@ -236,7 +221,8 @@ static int extract_and_signal(const char *pack, int number)
 static void test_interrupted(void **state)
 {
     (void)state;
-    char *whole = q3_test_path("%s/whole", directory), *cut = q3_test_path("%s/cut", directory);
+    char *whole = q3_test_path("%s/whole", q3_test_scratch),
+         *cut = q3_test_path("%s/cut", q3_test_scratch);
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, whole, "--quiet", NULL), 0,
                    "");
     static const int signals[] = {SIGINT, SIGTERM, SIGKILL};
@@ -295,8 +281,9 @@ static void test_one_shard_at_a_time(void **state)
     static const unsigned orders[][7] = {
         {0, 1, 2, 3, 4, 5, 6}, {6, 5, 4, 3, 2, 1, 0}, {3, 0, 6, 1, 5, 2, 4}};
     char *whole = extract_all("whole", "bitplane", "2");
-    char *model = q3_test_path("%s/model", directory), *away = q3_test_path("%s/away", directory);
-    char *pack = q3_test_path("%s/pieces", directory);
+    char *model = q3_test_path("%s/model", q3_test_scratch),
+         *away = q3_test_path("%s/away", q3_test_scratch);
+    char *pack = q3_test_path("%s/pieces", q3_test_scratch);
     for (size_t order = 0; order < 3; order++) {
         q3_test_copy_tree(Q3_TEST_MODEL_DIR, model, true);
         assert_int_equal(mkdir(away, 0777), 0);
@@ -340,8 +327,9 @@ static void test_one_shard_at_a_time(void **state)
 static void test_wrong_shards_one_at_a_time(void **state)
 {
     (void)state;
-    char *model = q3_test_path("%s/model", directory), *pack = q3_test_path("%s/pieces", directory);
-    char *away = q3_test_path("%s/away", directory);
+    char *model = q3_test_path("%s/model", q3_test_scratch),
+         *pack = q3_test_path("%s/pieces", q3_test_scratch);
+    char *away = q3_test_path("%s/away", q3_test_scratch);
     q3_test_copy_tree(Q3_TEST_MODEL_DIR, model, true);
     assert_int_equal(mkdir(away, 0777), 0);
     for (unsigned i = 1; i < 7; i++)
@@ -396,5 +384,5 @@ int main(void)
         cmocka_unit_test(test_one_shard_at_a_time),
         cmocka_unit_test(test_wrong_shards_one_at_a_time),
     };
-    return cmocka_run_group_tests(tests, make_directory, remove_directory);
+    return cmocka_run_group_tests(tests, q3_test_make_scratch, q3_test_remove_scratch);
 }

@@ -111,6 +111,34 @@ static bool check_shapes(q3_error *err)
     return ok;
 }
 
+// Against the manifest of another model, with more to say than there are lines for.
+static bool report_differences(q3_error *err)
+{
+    q3_findings report = {.command = "shapes", .path = model, .against = manifest_path};
+    q3_manifest manifest;
+    q3_summary summary;
+    q3_json_writer writer = {0};
+    FILE *out = fopen("/dev/null", "w");
+    if (!out)
+        return q3_fail_errno(err, "/dev/null");
+    bool ok = q3_manifest_load(Q3_TEST_SOURCE_DIR "/manifests/tiny-omni.json", &manifest, err);
+    if (ok) {
+        const q3_shapes_options options = {.jobs = 1, .quiet = true};
+        ok = q3_shapes_check(model, &manifest, &options, &report, err) &&
+             q3_findings_print(&report, out, err) && q3_findings_annotate(&report, out, err) &&
+             q3_findings_write(&report, &writer, err) &&
+             q3_findings_write_junit(&report, made, err) &&
+             q3_summary_create(&report, 3, &summary, err);
+        if (ok)
+            q3_summary_free(&summary);
+        q3_manifest_free(&manifest);
+    }
+    q3_json_writer_free(&writer);
+    q3_findings_free(&report);
+    fclose(out);
+    return ok;
+}
+
 static bool run_with(unsigned threads, q3_error *err)
 {
     static const uint32_t ids[] = {3, 1, 4, 1, 5, 9};
@@ -271,6 +299,9 @@ static void test_verify(void **state)
             1);
     try_all("check packs on three threads", check_packs_on_three, Q3_INJECT_READ, EIO, false, 3);
     try_reading("check shapes", check_shapes);
+    try_all("report", report_differences, Q3_INJECT_ALLOCATE, ENOMEM, false, 23);
+    try_all("report", report_differences, Q3_INJECT_ALLOCATE, ENOMEM, true, 47);
+    try_all("report", report_differences, Q3_INJECT_WRITE, ENOSPC, false, 1);
 }
 
 static void test_run(void **state)

@@ -10,25 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static char *directory;
-
-static int make_directory(void **state)
-{
-    (void)state;
-    directory = q3_test_directory();
-    return 0;
-}
-
-static int remove_directory(void **state)
-{
-    (void)state;
-    q3_test_remove(directory);
-    return 0;
-}
-
 static void write_file(const char *name, const void *data, size_t size)
 {
-    char *path = q3_test_path("%s/%s", directory, name);
+    char *path = q3_test_path("%s/%s", q3_test_scratch, name);
     q3_test_write(path, data, size);
     free(path);
 }
@@ -36,7 +20,7 @@ static void write_file(const char *name, const void *data, size_t size)
 // In messages a P at the beginning stands for the directory.
 static void expect_message(const char *name, const q3_error *err, int code, const char *message)
 {
-    char *expected = q3_test_path("%s%s", *message == 'P' ? directory : "",
+    char *expected = q3_test_path("%s%s", *message == 'P' ? q3_test_scratch : "",
                                   *message == 'P' ? message + 1 : message);
     if (strcmp(err->message, expected) != 0 || err->code != code)
         fail_msg("%s: expected code %d and\n%s\nfound %d and\n%s", name, code, expected, err->code,
@@ -96,7 +80,7 @@ static void expect_set(const char *name, const char *text, int code, const char 
     q3_error err = {.message = "accepted"};
     q3_set set;
     write_file("pack.json", text, strlen(text));
-    if (q3_set_open(directory, &set, &err))
+    if (q3_set_open(q3_test_scratch, &set, &err))
         q3_set_close(&set);
     expect_message(name, &err, code, message);
 }
@@ -254,7 +238,7 @@ static void test_checksums(void **state)
                            q3_hash128_text(q3_hash128_of(config, sizeof config - 2), found));
     expect_set("another config.json", whole, 4, message);
     free(message);
-    char *path = q3_test_path("%s/config.json", directory);
+    char *path = q3_test_path("%s/config.json", q3_test_scratch);
     q3_test_remove_tree(path);
     free(path);
     expect_set("no config.json", whole, 5, "P/config.json: listed in pack.json, but absent");
@@ -305,7 +289,7 @@ static void test_journals(void **state)
         {"a sound one", FIRST REQUEST FILE_LINE, 0, 0, "accepted"},
         {"a torn last line", FIRST REQUEST FILE_LINE "file lm_head.q3p 1 0123", 0, 0, "accepted"},
     };
-    char *path = q3_test_path("%s/pack.json", directory);
+    char *path = q3_test_path("%s/pack.json", q3_test_scratch);
     q3_test_remove_tree(path);
     free(path);
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
@@ -313,7 +297,7 @@ static void test_journals(void **state)
         q3_journal *journal;
         write_file("extract.journal", table[i].text,
                    table[i].size ? table[i].size : strlen(table[i].text));
-        if (q3_journal_open(directory, REQUEST, &journal, &err)) {
+        if (q3_journal_open(q3_test_scratch, REQUEST, &journal, &err)) {
             const q3_place place = {.part = Q3_EXPERT, .layer = 1, .expert = 3};
             uint64_t size;
             q3_hash128 root;
@@ -334,5 +318,5 @@ int main(void)
         cmocka_unit_test(test_checksums),
         cmocka_unit_test(test_journals),
     };
-    return cmocka_run_group_tests(tests, make_directory, remove_directory);
+    return cmocka_run_group_tests(tests, q3_test_make_scratch, q3_test_remove_scratch);
 }

@@ -50,6 +50,22 @@ void q3_test_remove(char *directory)
     free(directory);
 }
 
+char *q3_test_scratch;
+
+int q3_test_make_scratch(void **state)
+{
+    (void)state;
+    q3_test_scratch = q3_test_directory();
+    return 0;
+}
+
+int q3_test_remove_scratch(void **state)
+{
+    (void)state;
+    q3_test_remove(q3_test_scratch);
+    return 0;
+}
+
 char *q3_test_path(const char *format, ...)
 {
     char *text = NULL;

@@ -22,6 +22,11 @@ void q3_test_remove(char *directory);
 // Removes a file or a tree and keeps the string.
 void q3_test_remove_tree(const char *path);
 
+// A directory for a whole group of tests: pass these two to cmocka_run_group_tests.
+extern char *q3_test_scratch;
+int q3_test_make_scratch(void **state);
+int q3_test_remove_scratch(void **state);
+
 // "directory/name" formatted, to free().
 char *q3_test_path(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

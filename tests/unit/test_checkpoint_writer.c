@@ -28,22 +28,6 @@ enum { TINY_SHARD_BYTES = 1700000, TINY_SHARDS = 7, TINY_TENSORS = 2610 };
             fail_msg("%s", error.message); \
     } while (0)
 
-static char *directory;
-
-static int make_directory(void **state)
-{
-    (void)state;
-    directory = q3_test_directory();
-    return 0;
-}
-
-static int remove_directory(void **state)
-{
-    (void)state;
-    q3_test_remove(directory);
-    return 0;
-}
-
 // The options of a sound tiny checkpoint in directory/name.
 static q3_checkpoint_options tiny(char *path)
 {
@@ -65,7 +49,7 @@ static void test_like_the_original(void **state)
 {
     (void)state;
     q3_error error;
-    char *path = q3_test_path("%s/a", directory);
+    char *path = q3_test_path("%s/a", q3_test_scratch);
     const q3_checkpoint_options options = tiny(path);
     q3_checkpoint_summary summary;
     write_checkpoint(&options, &summary);
@@ -129,7 +113,7 @@ static void shard_hash(const char *path, unsigned number, char out[Q3_HASH_TEXT]
 static void test_same_bytes(void **state)
 {
     (void)state;
-    char *a = q3_test_path("%s/a", directory), *b = q3_test_path("%s/b", directory);
+    char *a = q3_test_path("%s/a", q3_test_scratch), *b = q3_test_path("%s/b", q3_test_scratch);
     q3_checkpoint_options options = tiny(a);
     write_checkpoint(&options, NULL);
     // On every machine.
@@ -255,7 +239,7 @@ static void test_layers(void **state)
 {
     (void)state;
     q3_error error;
-    char *path = q3_test_path("%s/a", directory);
+    char *path = q3_test_path("%s/a", q3_test_scratch);
     q3_checkpoint_options options = tiny(path);
     options.layers = 2;
     options.shard_bytes = 0;
@@ -331,7 +315,7 @@ static void test_damage(void **state)
 {
     (void)state;
     q3_error error;
-    char *path = q3_test_path("%s/a", directory);
+    char *path = q3_test_path("%s/a", q3_test_scratch);
     q3_checkpoint_options options = tiny(path);
     options.edit = damage;
     q3_checkpoint_summary summary;
@@ -364,7 +348,7 @@ static void test_refusals(void **state)
 {
     (void)state;
     q3_error error;
-    char *path = q3_test_path("%s/a", directory);
+    char *path = q3_test_path("%s/a", q3_test_scratch);
     q3_checkpoint_options options = tiny(path);
     options.edit = lose_shard;
     assert_false(q3_checkpoint_write(&options, NULL, &error));
@@ -408,7 +392,7 @@ static void test_full_size(void **state)
         skip();
     }
     q3_error error;
-    char *path = q3_test_path("%s/a", directory);
+    char *path = q3_test_path("%s/a", q3_test_scratch);
     char *config = q3_test_path("%s/qwen3-omni-30b-a3b/config.json", reference);
     char *list = q3_test_path("%s/qwen3-omni-30b-a3b/tensors_instruct.tsv", reference);
     saving_order order = {.names = malloc(28010 * sizeof *order.names)};
@@ -471,14 +455,18 @@ static void test_full_size(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_like_the_original, make_directory, remove_directory),
-        cmocka_unit_test_setup_teardown(test_same_bytes, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_like_the_original, q3_test_make_scratch,
+                                        q3_test_remove_scratch),
+        cmocka_unit_test_setup_teardown(test_same_bytes, q3_test_make_scratch,
+                                        q3_test_remove_scratch),
         cmocka_unit_test(test_statistics),
         cmocka_unit_test(test_types),
-        cmocka_unit_test_setup_teardown(test_layers, make_directory, remove_directory),
-        cmocka_unit_test_setup_teardown(test_damage, make_directory, remove_directory),
-        cmocka_unit_test_setup_teardown(test_refusals, make_directory, remove_directory),
-        cmocka_unit_test_setup_teardown(test_full_size, make_directory, remove_directory),
+        cmocka_unit_test_setup_teardown(test_layers, q3_test_make_scratch, q3_test_remove_scratch),
+        cmocka_unit_test_setup_teardown(test_damage, q3_test_make_scratch, q3_test_remove_scratch),
+        cmocka_unit_test_setup_teardown(test_refusals, q3_test_make_scratch,
+                                        q3_test_remove_scratch),
+        cmocka_unit_test_setup_teardown(test_full_size, q3_test_make_scratch,
+                                        q3_test_remove_scratch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

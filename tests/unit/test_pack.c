@@ -12,22 +12,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static char *directory;
-
-static int make_directory(void **state)
-{
-    (void)state;
-    directory = q3_test_directory();
-    return 0;
-}
-
-static int remove_directory(void **state)
-{
-    (void)state;
-    q3_test_remove(directory);
-    return 0;
-}
-
 static uint8_t *weights_of(const q3_tensor *tensor, unsigned seed)
 {
     uint8_t *raw = malloc(tensor->bytes ? tensor->bytes : 1);
@@ -125,7 +109,7 @@ static void test_round_trip(void **state)
     };
     const uint32_t count = sizeof tensors / sizeof *tensors;
     for (q3_codec codec = Q3_CODEC_RAW; codec <= Q3_CODEC_ZSTD; codec++) {
-        char *path = q3_test_path("%s/round-trip.q3p", directory);
+        char *path = q3_test_path("%s/round-trip.q3p", q3_test_scratch);
         q3_hash128 root;
         write_pack(path, tensors, count, codec, &root);
         assert_null(check_pack(path, &err));
@@ -187,7 +171,7 @@ static char *small_pack(q3_codec codec, size_t *size, char **data)
         tensor_of("first", Q3_BF16, 2, 8, 32),
         tensor_of("second", Q3_F32, 1, 5, 0),
     };
-    char *path = q3_test_path("%s/small.q3p", directory);
+    char *path = q3_test_path("%s/small.q3p", q3_test_scratch);
     q3_hash128 root;
     write_pack(path, tensors, 2, codec, &root);
     *data = q3_test_read(path, size);
@@ -359,5 +343,5 @@ int main(void)
         cmocka_unit_test(test_every_bit),   cmocka_unit_test(test_every_truncation),
         cmocka_unit_test(test_signed_lies),
     };
-    return cmocka_run_group_tests(tests, make_directory, remove_directory);
+    return cmocka_run_group_tests(tests, q3_test_make_scratch, q3_test_remove_scratch);
 }

@@ -270,7 +270,8 @@ static char *printed(const q3_findings *report)
     size_t size = 0;
     FILE *file = open_memstream(&text, &size);
     assert_non_null(file);
-    q3_findings_print(report, file);
+    q3_error error;
+    assert_true(q3_findings_print(report, file, &error));
     assert_int_equal(fclose(file), 0);
     return text;
 }
