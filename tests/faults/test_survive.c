@@ -407,7 +407,7 @@ static unsigned end_arriving(const unsigned order[Q3_SMALL_SHARDS], unsigned num
     unsigned ended = 0;
     for (size_t i = 0; i < sizeof changing_kinds / sizeof *changing_kinds; i++) {
         bool fired = true;
-        for (uint64_t at = 1; fired; at += full ? 1 : 13) {
+        for (uint64_t at = 1; fired; at += full ? 1 : 19) {
             q3_test_copy_tree(before, pack, false);
             put_shard(order[number]);
             arm(changing_kinds[i], action, loss, at);
@@ -684,7 +684,7 @@ static void test_killed_at_random(void **state)
 {
     (void)state;
     const char *number = getenv("Q3_TEST_KILLS");
-    const unsigned singles = number ? (unsigned)atoi(number) : full ? 200 : 20;
+    const unsigned singles = number ? (unsigned)atoi(number) : full ? 200 : 12;
     const unsigned doubles = singles / 4;
     char *reference = q3_test_path("%s/tiny", directory);
     q3_test_expect(extract_from(Q3_TEST_MODEL_DIR, reference, "4"), 0, "");
