@@ -35,7 +35,7 @@
 // Of the whole tree that the small model gives with codec raw: any compiler, any number of threads.
 static const char tree_hash[] = "ba114b53e95017c5afd38199ef0b7a8e";
 
-enum { HALF_OF_THE_WRITES = 55 };
+enum { HALF_OF_THE_WRITES = 55, HALF_OF_THE_RENAMES = 12 };
 
 static char *directory, *model, *whole, *half, *pack, *record_path, *messages;
 static q3_inject_record *record;
@@ -201,7 +201,7 @@ static int prepare(void **state)
     q3_test_expect(
         q3_test_run(NULL, Q3_TEST_VERIFY, "packs", whole, "--source", model, "--quiet", NULL), 0,
         "");
-    arm(Q3_INJECT_WRITE, Q3_INJECT_KILL_AFTER, 0, HALF_OF_THE_WRITES);
+    arm(Q3_INJECT_RENAME, Q3_INJECT_KILL_AFTER, 0, HALF_OF_THE_RENAMES);
     q3_test_expect(extract_with(half, "1"), 128 + SIGKILL, "");
     assert_true(disarm());
     return 0;
@@ -617,6 +617,10 @@ static void test_extract_faults(void **state)
     TRY_FAULTS(&fresh, writing_faults);
     TRY_FAULTS(&fresh, reading_faults);
     TRY_FAULTS(&fresh, journal_faults);
+    // Files are finished by any thread.
+    static const subject threads = {"q3-extract", extract_on_four, check_extracted,
+                                    extract_after_end, 4};
+    TRY_FAULTS(&threads, writing_faults);
     TRY_FAULTS(&four, thread_faults);
     // What cannot be read again is written again.
     fault forgiving[sizeof reading_faults / sizeof *reading_faults];

@@ -377,11 +377,10 @@ static void put_quoted(FILE *stream, const char *text)
 static bool put_header(writing *w, uint64_t first, uint64_t end, uint64_t *data_bytes,
                        q3_error *err)
 {
-    char *text = NULL;
-    size_t size = 0;
-    FILE *stream = open_memstream(&text, &size);
-    if (!stream)
-        return q3_fail_errno(err, "cannot make a shard's header");
+    q3_memory text;
+    if (!q3_memory_open(&text, err))
+        return false;
+    FILE *stream = text.stream;
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", stream);
     uint64_t offset = 0;
     for (uint64_t i = first; i < end; i++) {
@@ -396,18 +395,15 @@ static bool put_header(writing *w, uint64_t first, uint64_t end, uint64_t *data_
         offset += bytes_of(tensor);
     }
     fputc('}', stream);
-    while (ftell(stream) % 8)
-        fputc(' ', stream);
-    const bool written = !ferror(stream);
-    if (fclose(stream) != 0 || !written) {
-        free(text);
-        return q3_fail(err, Q3_FAILED, "out of memory (a shard's header)");
-    }
+    fflush(stream); // so that text.size is right
+    fprintf(stream, "%*s", (int)(7 - (text.size + 7) % 8), "");
+    if (!q3_memory_close(&text, err))
+        return false;
     uint8_t length[8];
-    q3_put_u64(length, size);
+    q3_put_u64(length, text.size);
     const bool ok = q3_output_append(&w->output, length, sizeof length, err) &&
-                    q3_output_append(&w->output, text, size, err);
-    free(text);
+                    q3_output_append(&w->output, text.data, text.size, err);
+    free(text.data);
     *data_bytes = offset;
     return ok;
 }

@@ -576,15 +576,37 @@ static void test_stream(void **state)
     q3_workers_destroy(workers);
 }
 
+static void test_memory_stream(void **state)
+{
+    (void)state;
+    q3_error err;
+    q3_memory memory;
+    assert_true(q3_memory_open(&memory, &err));
+    for (unsigned i = 0; i < 10000; i++)
+        fprintf(memory.stream, "%04u", i);
+    fflush(memory.stream);
+    assert_int_equal(memory.size, 40000);
+    assert_true(q3_memory_close(&memory, &err));
+    assert_int_equal(memory.size, 40000);
+    assert_memory_equal(memory.data + 4 * 1234, "1234", 4);
+    assert_memory_equal(memory.data + 4 * 9999, "9999", 4);
+    free(memory.data);
+    assert_true(q3_memory_open(&memory, &err));
+    assert_true(q3_memory_close(&memory, &err));
+    assert_int_equal(memory.size, 0);
+    free(memory.data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_printable),    cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_numbers),      cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_hash),
-        cmocka_unit_test(test_json_grammar), cmocka_unit_test(test_json_getters),
-        cmocka_unit_test(test_json_writer),  cmocka_unit_test(test_files),
-        cmocka_unit_test(test_workers),      cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_printable),     cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_numbers),       cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_bytes),         cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_json_grammar),  cmocka_unit_test(test_json_getters),
+        cmocka_unit_test(test_json_writer),   cmocka_unit_test(test_files),
+        cmocka_unit_test(test_workers),       cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_memory_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
