@@ -168,16 +168,3 @@ bool q3_config_load(const char *path, q3_config *config, q3_json *json, q3_error
         q3_json_free(json);
     return ok;
 }
-
-bool q3_config_equal(const q3_config *a, const q3_config *b)
-{
-    return a->family == b->family && a->vocab_size == b->vocab_size &&
-           a->hidden_size == b->hidden_size && a->num_hidden_layers == b->num_hidden_layers &&
-           a->num_attention_heads == b->num_attention_heads &&
-           a->num_key_value_heads == b->num_key_value_heads && a->head_dim == b->head_dim &&
-           a->num_experts == b->num_experts && a->num_experts_per_tok == b->num_experts_per_tok &&
-           a->moe_intermediate_size == b->moe_intermediate_size &&
-           a->max_position_embeddings == b->max_position_embeddings &&
-           a->norm_topk_prob == b->norm_topk_prob && a->rms_norm_eps == b->rms_norm_eps &&
-           a->rope_theta == b->rope_theta;
-}

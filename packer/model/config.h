@@ -40,6 +40,4 @@ bool q3_config_read(const q3_json *json, q3_config *config, q3_error *err);
 // Parses a config.json (16 MiB at most) and reads it. *json may be NULL; else the caller frees it.
 bool q3_config_load(const char *path, q3_config *config, q3_json *json, q3_error *err);
 
-bool q3_config_equal(const q3_config *a, const q3_config *b);
-
 #endif
