@@ -57,7 +57,7 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         .process = process_bytes(request),
         .dense = request->dense_bytes,
         .embedding = request->embedding_bytes,
-        .kv_cache = request->sessions * q3_kv_cache_bytes(config, request->context),
+        .kv_cache = request->sessions * q3_kv_cache_bytes(config, request->context, false),
         // Each session keeps the logits of its last position.
         .scratch = q3_scratch_bytes(config, request->context, request->threads) +
                    (uint64_t)request->sessions * config->vocab_size * sizeof(float),

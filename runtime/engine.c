@@ -171,7 +171,8 @@ bool q3_session_create(q3_engine *engine, q3_session **result, q3_error *err)
         return false;
     session->logits = q3_alloc_zeroed(config->vocab_size, sizeof *session->logits, err);
     if (!session->logits ||
-        !q3_kv_cache_create(config, engine->info.context, &session->cache, err)) {
+        !q3_kv_cache_create(config, engine->forward.kernels, engine->info.context, false,
+                            &session->cache, err)) {
         free(session->logits);
         free(session);
         return false;
@@ -199,7 +200,7 @@ uint32_t q3_session_length(const q3_session *session)
 
 uint32_t q3_session_context(const q3_session *session)
 {
-    return session->cache.context;
+    return session->engine->info.context;
 }
 
 void q3_session_truncate(q3_session *session, uint32_t length)
@@ -216,10 +217,10 @@ const float *q3_session_logits(const q3_session *session)
 static bool check_ids(const q3_session *session, const uint32_t *ids, size_t count, q3_error *err)
 {
     const uint32_t vocabulary = session->engine->model.config->vocab_size;
-    if (count > session->cache.context - session->length)
+    if (count > session->engine->info.context - session->length)
         return q3_fail(err, Q3_USAGE,
                        "%zu tokens after %" PRIu32 " do not fit a context of %" PRIu32 " tokens",
-                       count, session->length, session->cache.context);
+                       count, session->length, session->engine->info.context);
     for (size_t i = 0; i < count; i++)
         if (ids[i] >= vocabulary)
             return q3_fail(err, Q3_USAGE,

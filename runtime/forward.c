@@ -65,7 +65,8 @@ static uint64_t lay_out(q3_scratch *s, const q3_config *c, uint32_t context, uns
     const uint64_t choices = batch * c->num_experts_per_tok;
     const uint64_t group = c->num_attention_heads / c->num_key_value_heads;
     s->batch = (uint32_t)batch;
-    s->scores_stride = q3_region_part(group * context, sizeof(float)) / sizeof(float);
+    s->scores_stride =
+        q3_region_part(group * q3_score_stride(context), sizeof(float)) / sizeof(float);
     const struct {
         void *pointer; // to the member
         uint64_t count;
@@ -187,12 +188,15 @@ static void product_task(void *context, uint32_t index, unsigned worker)
     const uint32_t first = (index - p->first_task) * run->rows_per_task;
     uint32_t rows = p->matrix.rows - first;
     rows = rows > run->rows_per_task ? run->rows_per_task : rows;
-    run->kernels->multiply(p->matrix.values, p->matrix.columns, first, rows, p->x, p->y,
-                           p->vectors);
+    const q3_products *kernels = run->kernels->few;
+    const void *const *panels = (const void *const *)p->x;
+    const size_t columns = p->matrix.columns;
+    kernels->multiply(p->matrix.values + first * columns, rows, columns, panels, p->vectors, p->y,
+                      first);
     if (!p->second)
         return;
-    run->kernels->multiply(p->second, p->matrix.columns, first, rows, p->x, p->second_y,
-                           p->vectors);
+    kernels->multiply(p->second + first * columns, rows, columns, panels, p->vectors, p->second_y,
+                      first);
     for (uint32_t v = 0; v < p->vectors; v++)
         run->kernels->silu_multiply(p->y[v] + first, p->second_y[v] + first, rows);
 }
@@ -280,14 +284,12 @@ static void place_task(void *context, uint32_t token, unsigned worker)
         f->kernels->rms_norm(query, layer->query_norm, epsilon, dim, query);
         f->kernels->rotate(query, cosine, sine, half);
     }
-    const size_t at = (size_t)(run->start + token) * dim;
     for (uint32_t h = 0; h < config->num_key_value_heads; h++) {
-        float *key = q3_kv_cache_keys(run->cache, run->layer, h) + at;
-        float *value = q3_kv_cache_values(run->cache, run->layer, h) + at;
-        f->kernels->rms_norm(f->scratch->key_out[token] + h * dim, layer->key_norm, epsilon, dim,
-                             key);
+        float *key = f->scratch->key_out[token] + h * dim;
+        f->kernels->rms_norm(key, layer->key_norm, epsilon, dim, key);
         f->kernels->rotate(key, cosine, sine, half);
-        memcpy(value, f->scratch->value_out[token] + h * dim, dim * sizeof *value);
+        q3_kv_cache_put(run->cache, run->layer, h, run->start + token, key,
+                        f->scratch->value_out[token] + h * dim);
     }
 }
 
@@ -301,11 +303,18 @@ static void attend_task(void *context, uint32_t index, unsigned worker)
     const uint32_t token = index / config->num_key_value_heads;
     const size_t group = config->num_attention_heads / config->num_key_value_heads;
     const size_t dim = config->head_dim, at = head * group * dim;
-    f->kernels->attend(
-        f->scratch->query_out[token] + at, group, q3_kv_cache_keys(run->cache, run->layer, head),
-        q3_kv_cache_values(run->cache, run->layer, head), run->start + token + 1, dim,
-        1.0f / sqrtf((float)dim), f->scratch->scores + worker * f->scratch->scores_stride,
-        f->scratch->attention + token * config->num_attention_heads * dim + at);
+    f->kernels->attend(&(q3_attention){
+        .query = f->scratch->query_out[token] + at,
+        .out = f->scratch->attention + token * config->num_attention_heads * dim + at,
+        .tokens = 1,
+        .heads = group,
+        .head_dim = dim,
+        .positions = run->start + token + 1,
+        .keys = q3_kv_cache_keys(run->cache, run->layer, head),
+        .values = q3_kv_cache_values(run->cache, run->layer, head),
+        .scale = 1.0f / sqrtf((float)dim),
+        .scores = f->scratch->scores + worker * f->scratch->scores_stride,
+    });
 }
 
 static void residual_task(void *context, uint32_t token, unsigned worker)

@@ -5,10 +5,15 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#if defined __x86_64__
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 static const char *const names[Q3_CPU_LEVELS] = {
-    [Q3_CPU_C] = "c",
-    [Q3_CPU_AVX2] = "avx2",
-    [Q3_CPU_AVX512] = "avx512",
+    [Q3_CPU_C] = "c",       [Q3_CPU_AVX2] = "avx2", [Q3_CPU_AVX512] = "avx512",
+    [Q3_CPU_BF16] = "bf16", [Q3_CPU_AMX] = "amx",
 };
 
 const char *q3_cpu_name(q3_cpu_level level)
@@ -29,6 +34,18 @@ bool q3_cpu_parse(const char *name, q3_cpu_level *level)
 static q3_cpu_level detected;
 static pthread_once_t detect_once = PTHREAD_ONCE_INIT;
 
+#if defined __x86_64__
+// Tiles are 8 KiB of registers that a process has to ask Linux for; it may refuse. CPUID leaf 7:
+// EDX bits 22 (AMX-BF16) and 24 (AMX-TILE).
+static bool can_use_tiles(void)
+{
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18, AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24 };
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & AMX_BF16 && d & AMX_TILE &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+#endif
+
 static void detect(void)
 {
 #if defined __x86_64__
@@ -45,6 +62,11 @@ static void detect(void)
         !__builtin_cpu_supports("avx512vbmi2"))
         return;
     detected = Q3_CPU_AVX512;
+    if (!__builtin_cpu_supports("avx512bf16"))
+        return;
+    detected = Q3_CPU_BF16;
+    if (can_use_tiles())
+        detected = Q3_CPU_AMX;
 #endif
 }
 

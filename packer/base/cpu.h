@@ -15,11 +15,13 @@ typedef enum q3_cpu_level {
     Q3_CPU_C,      // nothing but the language
     Q3_CPU_AVX2,   // x86-64 with AVX2, BMI2, FMA, POPCNT
     Q3_CPU_AVX512, // and AVX-512 F, BW, CD, DQ, VL, VBMI, VBMI2 (Ice Lake, Zen 4)
+    Q3_CPU_BF16,   // and AVX-512 BF16 (Cooper Lake, Zen 4)
+    Q3_CPU_AMX,    // and AMX tiles with BF16, which the system has let this process use
     Q3_CPU_LEVELS
 } q3_cpu_level;
 
 // For an option `--cpu LEVEL` of kind Q3_OPTION_CHOICE.
-#define Q3_CPU_CHOICES "c|avx2|avx512"
+#define Q3_CPU_CHOICES "c|avx2|avx512|bf16|amx"
 
 const char *q3_cpu_name(q3_cpu_level level);
 bool q3_cpu_parse(const char *name, q3_cpu_level *level);

@@ -20,7 +20,8 @@ static void fill(void)
         q3_hash_kernels_fill_c(&kernels[level]);
 #if defined __x86_64__
     q3_hash_kernels_fill_avx2(&kernels[Q3_CPU_AVX2]);
-    q3_hash_kernels_fill_avx512(&kernels[Q3_CPU_AVX512]);
+    for (unsigned level = Q3_CPU_AVX512; level < Q3_CPU_LEVELS; level++)
+        q3_hash_kernels_fill_avx512(&kernels[level]);
 #endif
 }
 

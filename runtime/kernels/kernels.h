@@ -1,27 +1,86 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The arithmetic of the forward pass, as one table of functions that is chosen once. The plain C
-// table is always there and is what every other one is compared with.
+// The arithmetic of the forward pass, as one table of functions that is chosen once for the
+// processor's level (base/cpu.h). The plain C table is always there and is what every other one is
+// compared with.
 //
-// Reproducible: an output number depends on the numbers that it is computed from and on nothing
-// else. Each sum is taken in one fixed order, the same for one vector and for many, for any range
-// of rows and wherever the buffers lie. So the engine may cut its work as it likes.
+// Reproducible: within one table an output number depends on the numbers that it is computed from
+// and on nothing else. Each sum is taken in one fixed order, the same for one vector and for many,
+// from plain and from compressed weights, for any range of rows and wherever the buffers lie. So
+// the engine may cut its work as it likes. Tables differ from each other by rounding.
 //
 // Weights are bfloat16 (the upper half of a float32), all else is float32. Buffers need only the
-// alignment of their elements. Inputs and outputs do not overlap unless it says so.
+// alignment of their elements unless it says otherwise. Inputs and outputs do not overlap unless it
+// says so.
 #ifndef Q3_KERNELS_H
 #define Q3_KERNELS_H
 
+#include "base/cpu.h"
+#include "codec/bitplane_kernels.h"
+
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+// Products of a bf16 matrix with vectors. The vectors are first arranged, once for all the rows
+// that they meet, into panels of up to `panel` vectors: an order (or a pair of bf16 numbers for
+// each float32) that suits the processor. Panels lie at multiples of 64 bytes.
+typedef struct q3_products {
+    const char *name;
+    unsigned panel; // vectors that are arranged together
+    // Bytes of a panel for vectors of so many numbers: a multiple of 64.
+    size_t (*panel_bytes)(size_t columns);
+    // Arranges `count` vectors, 1 to `panel`; those that a panel has not got are zeros in it.
+    void (*arrange)(const float *const *x, unsigned count, size_t columns, void *panel);
+
+    // Rows of plain bf16: y[v][first + r] becomes row r times vector v, for r < rows and
+    // v < vectors. Vector v is number v % panel of panels[v / panel].
+    void (*multiply)(const uint16_t *weights, size_t rows, size_t columns,
+                     const void *const *panels, size_t vectors, float *const *y, size_t first);
+
+    // The same straight from a bit-plane frame that holds rows * columns weights, decoded in
+    // registers: to the bit what `multiply` makes of the decoded rows. columns is a multiple of 64,
+    // vectors at most fused_vectors, rows * columns at least Q3_BITPLANE_RUN groups. False when the
+    // frame's streams do not fit its groups. NULL where there is none.
+    bool (*multiply_frame)(const q3_bitplane_view *frame, size_t rows, size_t columns,
+                           const void *const *panels, size_t vectors, float *const *y,
+                           size_t first);
+    unsigned fused_vectors; // beyond so many vectors decoding first is faster
+} q3_products;
+
+enum {
+    Q3_KEY_PANEL = 16,    // positions
+    Q3_ATTEND_TOKENS = 4, // at most
+};
+
+// Attention of a few tokens' query heads that share a key head.
+typedef struct q3_attention {
+    const float *query; // [token][head][head_dim], a token query_stride numbers after the last
+    float *out;         // laid out like the query
+    size_t query_stride, out_stride;
+    size_t tokens, heads; // tokens: 1 to Q3_ATTEND_TOKENS
+    size_t head_dim;
+    size_t positions; // that the first token sees; each further one sees one more
+    // float32, or bf16 if `narrow`:
+    const void *keys;   // [position / Q3_KEY_PANEL][head_dim][position % Q3_KEY_PANEL], to the end
+                        // of the last panel, where anything finite may be
+    const void *values; // [position][head_dim]
+    bool narrow;
+    float scale;
+    float *scores; // scratch: tokens * heads rows of q3_score_stride(positions + tokens - 1)
+} q3_attention;
+
+// Numbers from a row of scores to the next, for so many positions.
+static inline size_t q3_score_stride(size_t positions)
+{
+    return (positions + Q3_KEY_PANEL - 1) / Q3_KEY_PANEL * Q3_KEY_PANEL;
+}
+
 typedef struct q3_kernels {
     const char *name;
-
-    // Rows [first, first + rows) of y = W x for several vectors x: the matrix is row-major with
-    // `columns` columns and starts at row 0, and y[v][r] becomes row r times x[v].
-    void (*multiply)(const uint16_t *matrix, size_t columns, size_t first, size_t rows,
-                     const float *const *x, float *const *y, size_t vectors);
+    // Products in a batch of a few tokens, and in one of Q3_MANY_TOKENS or more: the same, but
+    // where a processor multiplies whole tiles. The second has no multiply_frame then.
+    const q3_products *few, *many;
 
     // y = weight * x / sqrt(mean(x^2) + epsilon), n numbers. y may be x.
     void (*rms_norm)(const float *x, const uint16_t *weight, float epsilon, size_t n, float *y);
@@ -35,20 +94,28 @@ typedef struct q3_kernels {
     // gate = silu(gate) * up, where silu(t) = t / (1 + exp(-t)).
     void (*silu_multiply)(float *gate, const float *up, size_t n);
 
-    // Attention of `heads` query heads, one after the other in `query`, over the same `positions`
-    // keys and values of head_dim numbers each: out = sum of softmax(scale * query . key) * value,
-    // laid out like the query. `scores` is scratch of heads * positions numbers.
-    void (*attend)(const float *query, size_t heads, const float *keys, const float *values,
-                   size_t positions, size_t head_dim, float scale, float *scores, float *out);
+    // out = sum over the positions of softmax(scale * query . key) * value.
+    void (*attend)(const q3_attention *attention);
 
     // y = y + factor * x.
     void (*add_scaled)(float *y, const float *x, float factor, size_t n);
 
-    // out = in as float32.
+    // out = in as float32, and the nearest bf16 of float32 (ties to even).
     void (*widen)(const uint16_t *in, size_t n, float *out);
+    void (*narrow)(const float *in, size_t n, uint16_t *out);
 } q3_kernels;
+
+enum { Q3_MANY_TOKENS = 16 };
+
+// The table for a level: the best versions up to it.
+const q3_kernels *q3_kernels_for(q3_cpu_level level);
 
 // Plain C, for any processor.
 extern const q3_kernels q3_kernels_c;
+
+// Parts of other levels, in libraries of their own (kernels/x86/).
+extern const q3_kernels q3_kernels_avx2, q3_kernels_avx512;
+extern const q3_products q3_products_bf16; // AVX-512 BF16
+extern const q3_products q3_products_amx;  // AMX tiles
 
 #endif

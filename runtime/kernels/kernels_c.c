@@ -46,10 +46,9 @@ static inline float add_lanes(const float *lane)
 }
 
 // One row times VECTORS vectors: the weights are widened once for all of them.
-static void multiply_row_by_many(const uint16_t *row, size_t columns, const float *const *x,
-                                 float *sums)
+static void multiply_row_by_many(const uint16_t *row, size_t columns, const float *x0,
+                                 const float *x1, float *sums)
 {
-    const float *x0 = x[0], *x1 = x[1];
     quad quad0[QUADS] = {{0}}, quad1[QUADS] = {{0}};
     size_t i = 0;
     for (; i + LANES <= columns; i += LANES)
@@ -83,20 +82,32 @@ static float multiply_row(const uint16_t *row, size_t columns, const float *x)
     return add_lanes(lane);
 }
 
-static void multiply(const uint16_t *matrix, size_t columns, size_t first, size_t rows,
-                     const float *const *x, float *const *y, size_t vectors)
+// A panel is one vector as it is.
+static size_t panel_bytes(size_t columns)
 {
-    for (size_t r = first; r < first + rows; r++) {
-        const uint16_t *row = matrix + r * columns;
+    return (columns * sizeof(float) + 63) & ~(size_t)63;
+}
+
+static void arrange(const float *const *x, unsigned count, size_t columns, void *panel)
+{
+    (void)count;
+    memcpy(panel, x[0], columns * sizeof(float));
+}
+
+static void multiply(const uint16_t *weights, size_t rows, size_t columns,
+                     const void *const *panels, size_t vectors, float *const *y, size_t first)
+{
+    for (size_t r = 0; r < rows; r++) {
+        const uint16_t *row = weights + r * columns;
         size_t v = 0;
         for (; v + VECTORS <= vectors; v += VECTORS) {
             float sums[VECTORS];
-            multiply_row_by_many(row, columns, x + v, sums);
+            multiply_row_by_many(row, columns, panels[v], panels[v + 1], sums);
             for (unsigned j = 0; j < VECTORS; j++)
-                y[v + j][r] = sums[j];
+                y[v + j][first + r] = sums[j];
         }
         for (; v < vectors; v++)
-            y[v][r] = multiply_row(row, columns, x[v]);
+            y[v][first + r] = multiply_row(row, columns, panels[v]);
     }
 }
 
@@ -184,18 +195,34 @@ static void add_scaled(float *restrict y, const float *restrict x, float factor,
         y[i] += factor * x[i];
 }
 
-static void attend(const float *query, size_t heads, const float *keys, const float *values,
-                   size_t positions, size_t head_dim, float scale, float *scores, float *out)
+// A number of the KV cache.
+static inline float read_kept(const q3_attention *a, const void *numbers, size_t at)
 {
-    for (size_t h = 0; h < heads; h++, scores += positions) {
-        const float *q = query + h * head_dim;
-        float *o = out + h * head_dim;
-        for (size_t p = 0; p < positions; p++)
-            scores[p] = scale * dot(q, keys + p * head_dim, head_dim);
-        softmax(scores, positions);
-        memset(o, 0, head_dim * sizeof *o);
-        for (size_t p = 0; p < positions; p++)
-            add_scaled(o, values + p * head_dim, scores[p], head_dim);
+    return a->narrow ? widen(((const uint16_t *)numbers)[at]) : ((const float *)numbers)[at];
+}
+
+static void attend(const q3_attention *a)
+{
+    const size_t stride = q3_score_stride(a->positions + a->tokens - 1);
+    for (size_t t = 0; t < a->tokens; t++) {
+        const size_t positions = a->positions + t;
+        for (size_t h = 0; h < a->heads; h++) {
+            const float *query = a->query + t * a->query_stride + h * a->head_dim;
+            float *out = a->out + t * a->out_stride + h * a->head_dim;
+            float *scores = a->scores + (t * a->heads + h) * stride;
+            for (size_t p = 0; p < positions; p++) {
+                const size_t at = p / Q3_KEY_PANEL * Q3_KEY_PANEL * a->head_dim + p % Q3_KEY_PANEL;
+                float sum = 0;
+                for (size_t d = 0; d < a->head_dim; d++)
+                    sum += query[d] * read_kept(a, a->keys, at + d * Q3_KEY_PANEL);
+                scores[p] = a->scale * sum;
+            }
+            softmax(scores, positions);
+            memset(out, 0, a->head_dim * sizeof *out);
+            for (size_t p = 0; p < positions; p++)
+                for (size_t d = 0; d < a->head_dim; d++)
+                    out[d] += scores[p] * read_kept(a, a->values, p * a->head_dim + d);
+        }
     }
 }
 
@@ -205,9 +232,28 @@ static void widen_all(const uint16_t *in, size_t n, float *out)
         out[i] = widen(in[i]);
 }
 
+static void narrow_all(const float *in, size_t n, uint16_t *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &in[i], sizeof bits);
+        const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+        out[i] = (uint16_t)(is_nan ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
+}
+
+static const q3_products products = {
+    .name = "c",
+    .panel = 1,
+    .panel_bytes = panel_bytes,
+    .arrange = arrange,
+    .multiply = multiply,
+};
+
 const q3_kernels q3_kernels_c = {
     .name = "c",
-    .multiply = multiply,
+    .few = &products,
+    .many = &products,
     .rms_norm = rms_norm,
     .rotate = rotate,
     .softmax = softmax,
@@ -215,4 +261,5 @@ const q3_kernels q3_kernels_c = {
     .attend = attend,
     .add_scaled = add_scaled,
     .widen = widen_all,
+    .narrow = narrow_all,
 };

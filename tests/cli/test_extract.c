@@ -79,7 +79,7 @@ static void test_processor_levels(void **state)
     q3_test_trees_equal(best, plain);
     q3_test_expect(
         q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, plain, "--cpu", "sse", NULL), 2,
-        "q3-extract: --cpu: expected one of c|avx2|avx512, found \"sse\" (see q3-extract "
+        "q3-extract: --cpu: expected one of c|avx2|avx512|bf16|amx, found \"sse\" (see q3-extract "
         "--help)\n");
     q3_test_remove_tree(best);
     q3_test_remove_tree(plain);

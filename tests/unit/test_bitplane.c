@@ -662,7 +662,7 @@ static void codec(void **state)
 static void cpu_levels(void **state)
 {
     (void)state;
-    static const char *const names[] = {"c", "avx2", "avx512"};
+    static const char *const names[] = {"c", "avx2", "avx512", "bf16", "amx"};
     q3_error err;
     q3_cpu_level level;
     for (unsigned i = 0; i < Q3_CPU_LEVELS; i++) {

@@ -97,7 +97,7 @@ static void test_multiply(void **state)
             y[v] = make_floats(ROWS);
             again[v] = make_floats(ROWS);
         }
-        kernels->multiply(matrix, columns, 0, ROWS, x, y, VECTORS);
+        kernels->few->multiply(matrix, ROWS, columns, (const void *const *)x, VECTORS, y, 0);
         for (size_t v = 0; v < VECTORS; v++)
             for (size_t r = 0; r < ROWS; r++) {
                 double sum = 0, size = 0;
@@ -111,7 +111,8 @@ static void test_multiply(void **state)
         // One row and one vector at a time: the same bytes.
         for (size_t v = 0; v < VECTORS; v++)
             for (size_t r = 0; r < ROWS; r++)
-                kernels->multiply(matrix, columns, r, 1, x + v, again + v, 1);
+                kernels->few->multiply(matrix + r * columns, 1, columns,
+                                       (const void *const *)(x + v), 1, again + v, r);
         for (size_t v = 0; v < VECTORS; v++) {
             assert_memory_equal(y[v], again[v], ROWS * sizeof(float));
             free_floats(in[v], columns);
@@ -234,9 +235,27 @@ static void test_attend(void **state)
             const size_t dim = dims[a], count = positions[b];
             float *query = make_floats(HEADS * dim), *out = make_floats(HEADS * dim);
             float *keys = make_floats(count * dim), *values = make_floats(count * dim);
-            float *scores = make_floats(HEADS * count), *alone = make_floats(dim);
+            const size_t stride = q3_score_stride(count);
+            float *scores = make_floats(HEADS * stride), *alone = make_floats(dim);
+            float *panels = make_floats(stride * dim);
+            for (size_t p = 0; p < count; p++)
+                for (size_t d = 0; d < dim; d++)
+                    panels[p / Q3_KEY_PANEL * Q3_KEY_PANEL * dim + d * Q3_KEY_PANEL +
+                           p % Q3_KEY_PANEL] = keys[p * dim + d];
             const double scale = 1 / sqrt((double)dim);
-            kernels->attend(query, HEADS, keys, values, count, dim, (float)scale, scores, out);
+            q3_attention attention = {
+                .query = query,
+                .out = out,
+                .tokens = 1,
+                .heads = HEADS,
+                .head_dim = dim,
+                .positions = count,
+                .keys = panels,
+                .values = values,
+                .scale = (float)scale,
+                .scores = scores,
+            };
+            kernels->attend(&attention);
             for (size_t h = 0; h < HEADS; h++) {
                 double *weight = malloc(count * sizeof *weight), sum = 0;
                 assert_non_null(weight);
@@ -254,15 +273,18 @@ static void test_attend(void **state)
                 }
                 free(weight);
                 // A head by itself: the same bytes.
-                kernels->attend(query + h * dim, 1, keys, values, count, dim, (float)scale, scores,
-                                alone);
+                attention.query = query + h * dim;
+                attention.heads = 1;
+                attention.out = alone;
+                kernels->attend(&attention);
                 assert_memory_equal(alone, out + h * dim, dim * sizeof *alone);
             }
             free_floats(query, HEADS * dim);
             free_floats(out, HEADS * dim);
             free_floats(keys, count * dim);
             free_floats(values, count * dim);
-            free_floats(scores, HEADS * count);
+            free_floats(scores, HEADS * stride);
+            free_floats(panels, stride * dim);
             free_floats(alone, dim);
         }
 }

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "matrix.h"
+
+#include "codec/bitplane.h"
+
+bool q3_block_takes(q3_codec codec, uint64_t raw_bytes, uint32_t columns)
+{
+    const uint64_t row_bytes = 2 * (uint64_t)columns;
+    return (codec == Q3_CODEC_RAW || codec == Q3_CODEC_BITPLANE) && raw_bytes % row_bytes == 0 &&
+           raw_bytes <= Q3_BLOCK_BYTES_MAX;
+}
+
+bool q3_block_check(const q3_block *block, uint64_t raw_bytes, q3_error *err)
+{
+    q3_bitplane_view view;
+    return block->stored_bytes == 0 ||
+           q3_bitplane_parse(block->data, block->stored_bytes, raw_bytes, &view, err);
+}
+
+// Can the frame be multiplied without being decoded to memory?
+static bool fuses(const q3_products *products, size_t rows, size_t columns, size_t vectors)
+{
+    return products->multiply_frame && vectors <= products->fused_vectors &&
+           columns % Q3_BITPLANE_GROUP == 0 &&
+           rows * columns >= Q3_BITPLANE_RUN * Q3_BITPLANE_GROUP;
+}
+
+bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_products *products,
+                        const void *const *panels, size_t vectors, float *const *y, void *scratch,
+                        q3_coder *coder)
+{
+    const q3_block *stored = &matrix->blocks[block];
+    const size_t first = (size_t)block * matrix->block_rows;
+    const size_t rows = q3_block_rows(matrix, block), columns = matrix->columns;
+    const void *weights = stored->data;
+    if (stored->stored_bytes) {
+        const size_t raw_bytes = 2 * rows * columns;
+        q3_error err;
+        if (fuses(products, rows, columns, vectors)) {
+            q3_bitplane_view view;
+            return q3_bitplane_parse(weights, stored->stored_bytes, raw_bytes, &view, &err) &&
+                   products->multiply_frame(&view, rows, columns, panels, vectors, y, first);
+        }
+        if (!q3_codec_decode(coder, Q3_CODEC_BITPLANE, weights, stored->stored_bytes, scratch,
+                             raw_bytes, &err))
+            return false;
+        weights = scratch;
+    }
+    products->multiply(weights, rows, columns, panels, vectors, y, first);
+    return true;
+}

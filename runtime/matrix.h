@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Weight matrices as they lie in a pack file: blocks of whole rows, each of them plain bf16 or a
+// bit-plane frame (codec/bitplane.h). A product takes either; so weights can stay in memory as they
+// are stored, a third smaller, and nothing is decoded twice or early.
+#ifndef Q3_RUNTIME_MATRIX_H
+#define Q3_RUNTIME_MATRIX_H
+
+#include "codec/codec.h"
+#include "kernels/kernels.h"
+
+#include "base/error.h"
+
+typedef struct q3_block {
+    const void *data;      // bf16 row-major, or a stored frame
+    uint32_t stored_bytes; // of the frame; 0: plain bf16
+} q3_block;
+
+// y = W x: y has `rows` numbers, x has `columns`.
+typedef struct q3_matrix {
+    const q3_block *blocks;
+    uint32_t rows, columns;
+    uint32_t block_rows; // rows in each block but the last
+} q3_matrix;
+
+// Bytes of a block's rows as plain bf16 that a product can take: what a worker's scratch for
+// q3_matrix_multiply has.
+enum { Q3_BLOCK_BYTES_MAX = 1 << 20 };
+
+static inline uint32_t q3_matrix_blocks(const q3_matrix *matrix)
+{
+    return (matrix->rows - 1) / matrix->block_rows + 1;
+}
+
+static inline uint32_t q3_block_rows(const q3_matrix *matrix, uint32_t block)
+{
+    const uint32_t rest = matrix->rows - block * matrix->block_rows;
+    return rest < matrix->block_rows ? rest : matrix->block_rows;
+}
+
+// Can a frame of a codec be a block of a matrix with so many columns as it is stored?
+bool q3_block_takes(q3_codec codec, uint64_t raw_bytes, uint32_t columns);
+
+// Checks the header and tables of a frame that is to be a block (Q3_MALFORMED).
+bool q3_block_check(const q3_block *block, uint64_t raw_bytes, q3_error *err);
+
+// The rows of one block for several vectors: y[v][r] becomes row r of the matrix times vector v.
+// `panels` are the vectors as products->arrange makes them. `scratch` has Q3_BLOCK_BYTES_MAX bytes
+// at a multiple of 64. False when a frame's streams do not fit its groups (its checksum was right,
+// so it was made to harm): y holds nothing of use then.
+bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_products *products,
+                        const void *const *panels, size_t vectors, float *const *y, void *scratch,
+                        q3_coder *coder);
+
+#endif
