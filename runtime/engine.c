@@ -3,6 +3,7 @@
 
 #include "budget.h"
 #include "forward.h"
+#include "router_bias.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -46,8 +47,16 @@ static bool choose_context(q3_engine *engine, uint32_t wanted, q3_error *err)
 static bool set_rules(q3_engine *engine, const q3_engine_options *options, q3_error *err)
 {
     q3_routing *routing = &engine->routing;
-    if (!q3_routing_create(engine->model.config, engine->model.held, routing, err))
+    const q3_config *config = engine->model.config;
+    if (!q3_routing_create(config, engine->model.held, routing, err))
         return false;
+    if (options->router_bias) {
+        const size_t count = (size_t)config->num_hidden_layers * config->num_experts;
+        routing->bias = q3_alloc(count, sizeof *routing->bias, err);
+        if (!routing->bias ||
+            !q3_router_bias_load(options->router_bias, config, routing->bias, err))
+            return false;
+    }
     routing->soft = options->soft_pool;
     routing->pool_bias = options->pool_bias;
     routing->resident_bias = options->resident_bias;
