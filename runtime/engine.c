@@ -3,6 +3,7 @@
 
 #include "budget.h"
 #include "forward.h"
+#include "router_bias.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -13,7 +14,8 @@ enum { DEFAULT_CONTEXT = 4096 };
 struct q3_engine {
     q3_team team;
     q3_model model;
-    q3_expert_pool pool;
+    q3_expert_pool pool; // as opened
+    q3_routing routing;
     q3_embedding *embedding;
     q3_expert_cache *experts;
     q3_scratch *scratch;
@@ -41,6 +43,26 @@ static bool choose_context(q3_engine *engine, uint32_t wanted, q3_error *err)
     return true;
 }
 
+// Makes the rules by which experts are chosen.
+static bool set_rules(q3_engine *engine, const q3_engine_options *options, q3_error *err)
+{
+    q3_routing *routing = &engine->routing;
+    const q3_config *config = engine->model.config;
+    if (!q3_routing_create(config, engine->model.held, routing, err))
+        return false;
+    if (options->router_bias) {
+        const size_t count = (size_t)config->num_hidden_layers * config->num_experts;
+        routing->bias = q3_alloc(count, sizeof *routing->bias, err);
+        if (!routing->bias ||
+            !q3_router_bias_load(options->router_bias, config, routing->bias, err))
+            return false;
+    }
+    routing->soft = options->soft_pool;
+    routing->pool_bias = options->pool_bias;
+    routing->resident_bias = options->resident_bias;
+    return q3_engine_set_pool(engine, engine->pool.allowed, err);
+}
+
 // Shares the memory out and reserves what has been shared.
 static bool reserve(q3_engine *engine, uint64_t memory, q3_error *err)
 {
@@ -50,7 +72,7 @@ static bool reserve(q3_engine *engine, uint64_t memory, q3_error *err)
         return false;
     const q3_budget_request request = {
         .config = config,
-        .pool_count = engine->pool.count,
+        .pool_count = engine->routing.allowed,
         .dense_bytes = engine->model.dense_bytes,
         .embedding_bytes = q3_embedding_bytes(engine->embedding),
         .pack_files = engine->model.set.file_count,
@@ -91,6 +113,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
                     q3_model_open(directory, &engine->team, &engine->model, err) &&
                     choose_context(engine, options->context, err) &&
                     q3_expert_pool_create(&engine->model, options->pool, &engine->pool, err) &&
+                    set_rules(engine, options, err) &&
                     q3_embedding_open(&engine->model, kernels, &engine->embedding, err) &&
                     reserve(engine, options->memory, err) &&
                     q3_model_load(&engine->model, &engine->team, err);
@@ -107,7 +130,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
     engine->info.pool_experts = engine->pool.total;
     engine->forward = (q3_forward){
         .model = &engine->model,
-        .pool = &engine->pool,
+        .routing = &engine->routing,
         .embedding = engine->embedding,
         .experts = engine->experts,
         .team = &engine->team,
@@ -125,6 +148,7 @@ void q3_engine_close(q3_engine *engine)
     q3_expert_cache_destroy(engine->experts);
     q3_scratch_destroy(engine->scratch);
     q3_embedding_close(engine->embedding);
+    q3_routing_destroy(&engine->routing);
     q3_expert_pool_destroy(&engine->pool);
     q3_model_close(&engine->model);
     q3_team_destroy(&engine->team);
@@ -145,6 +169,9 @@ bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data,
 q3_engine_statistics q3_engine_count(const q3_engine *engine)
 {
     const q3_expert_counts experts = q3_expert_cache_counts(engine->experts);
+    double outside = 0;
+    for (uint32_t i = 0; i < engine->model.config->num_hidden_layers; i++)
+        outside += engine->routing.outside[i];
     return (q3_engine_statistics){
         .tokens = engine->tokens,
         .batches = engine->batches,
@@ -153,7 +180,22 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .expert_bytes = experts.bytes_read,
         .expert_seconds = experts.seconds,
         .embedding_bytes = q3_embedding_bytes_read(engine->embedding),
+        .routed_tokens = engine->routing.tokens,
+        .outside_sum = outside,
     };
+}
+
+const double *q3_engine_outside(const q3_engine *engine)
+{
+    return engine->routing.outside;
+}
+
+bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err)
+{
+    uint32_t layer;
+    return q3_routing_set_pool(&engine->routing, members, &layer) ||
+           q3_fail(err, Q3_INCOMPLETE, "layer %" PRIu32 ": %s has none of the pool's experts",
+                   layer, engine->model.set.directory);
 }
 
 // ---- sessions ----

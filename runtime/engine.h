@@ -10,7 +10,7 @@
 // Ids come from tokenizer.h, the next id from sampler.h. An engine and its sessions belong to one
 // thread at a time; the engine uses threads of its own. All results are the same to the bit for any
 // number of threads, any memory budget, any codec of the pack, and however a text is cut into
-// feeds.
+// feeds (but see resident_bias).
 #ifndef Q3_RUNTIME_ENGINE_H
 #define Q3_RUNTIME_ENGINE_H
 
@@ -27,6 +27,14 @@ typedef struct q3_engine_options {
     uint64_t memory;   // budget in bytes for all that the process needs; 0: all the experts if
                        // three quarters of the available memory take them, else what these take
     const char *pool;  // a pool file (see expert_pool.h), or NULL
+    // The pool's experts are preferred, by a bias added to their logits for the choice, and the
+    // others the pack holds are allowed as well. Needs a pool.
+    bool soft_pool;
+    float pool_bias;
+    const char *router_bias; // a file of biases (see router_bias.h), or NULL
+    // Added to the logits of the experts that are in memory, for the choice only; 0 for none. With
+    // it the results do depend on the budget, on what was fed before, and on how it was cut.
+    float resident_bias;
 } q3_engine_options;
 
 // Opens a pack directory. A budget in which not even one expert a layer fits is Q3_REFUSED, and the
@@ -51,7 +59,8 @@ typedef struct q3_engine_info {
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has
     uint64_t pool_named;           // in the pool file, held or not; 0 without one
-    uint64_t pool_experts;         // that may be chosen: held, and in the pool
+    uint64_t pool_experts;         // held, and in the pool: those that may be chosen, or that are
+                                   // preferred
     uint32_t slots_min, slots_max; // expert slots a layer
     q3_memory_plan memory;
 } q3_engine_info;
@@ -71,9 +80,21 @@ typedef struct q3_engine_statistics {
     uint64_t expert_bytes;               // read for them from the pack
     double expert_seconds;               // spent on that
     uint64_t embedding_bytes;            // read from the pack
+    // The share of what the router wanted (see routing.h) that is outside the pool or not in the
+    // pack, summed over the tokens routed and over the layers.
+    uint64_t routed_tokens;
+    double outside_sum;
 } q3_engine_statistics;
 
 q3_engine_statistics q3_engine_count(const q3_engine *engine);
+
+// outside_sum for each layer by itself.
+const double *q3_engine_outside(const q3_engine *engine);
+
+// Changes the pool between feeds: of members ([layer][expert]; NULL: all) those that the pack
+// holds. Experts in memory stay there, and so does the number of slots. A pool of which the pack
+// has no expert in some layer is Q3_INCOMPLETE, and the pool is as before.
+bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err);
 
 // ---- sessions ----
 
@@ -98,6 +119,14 @@ typedef struct q3_observer {
     // The experts chosen for the token at a position, ascending, and their weights.
     void (*routed)(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
                    const float *weights, uint32_t count);
+    // The softmax of the router's logits over all the model's experts (held, in the pool, or
+    // neither), without any bias.
+    void (*wanted)(void *context, uint32_t position, uint32_t layer, const float *probabilities,
+                   uint32_t count);
+    // As routed, once the experts are computed: with the L2 norm of what each gave for the token,
+    // before it is multiplied by its weight.
+    void (*computed)(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                     const float *weights, const float *norms, uint32_t count);
     // The logits at a position, vocab_size numbers. Positions ascend.
     void (*logits)(void *context, uint32_t position, const float *logits);
 } q3_observer;

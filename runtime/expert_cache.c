@@ -211,3 +211,12 @@ bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_
         in_group = 0;
     }
 }
+
+void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *resident)
+{
+    const layer_set *set = &cache->layers[layer];
+    memset(resident, 0, cache->model->config->num_experts * sizeof *resident);
+    for (uint32_t i = 0; i < set->count; i++)
+        if (set->slots[i].expert != EMPTY)
+            resident[set->slots[i].expert] = true;
+}

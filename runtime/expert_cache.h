@@ -41,6 +41,9 @@ typedef void q3_expert_visit(void *context, const q3_expert *group, uint32_t cou
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
                            uint32_t count, q3_expert_visit *visit, void *context, q3_error *err);
 
+// Sets resident[expert] for each expert of the model: is it in memory in this layer?
+void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *resident);
+
 q3_expert_counts q3_expert_cache_counts(const q3_expert_cache *cache);
 
 #endif

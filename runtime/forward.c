@@ -30,14 +30,16 @@ struct q3_scratch {
     float *key, *value;   // [key heads][head_dim]
     float *attention;     // [query heads][head_dim]
     float *projected;     // [hidden_size], attention behind the output projection
-    float *router;        // [experts], logits and then probabilities
+    float *router;        // [experts], logits
     float *cosine, *sine; // [head_dim / 2]
     uint32_t *chosen;     // [top_k], ascending
     float *weight;        // [top_k]
     uint32_t *chosen_count;
+    float *outside; // share of what the router wanted that is not in the pool
     // For each choice:
     float *gate, *up;   // [moe_intermediate_size]
     float *expert_out;  // [hidden_size]
+    float *norm;        // of expert_out, for an observer
     uint32_t *choices;  // the choices sorted by expert
     uint32_t *first_of; // [experts + 1]: where an expert's choices begin in there
     uint32_t *needed;   // [experts]: those that the batch chose, ascending
@@ -85,9 +87,11 @@ static uint64_t lay_out(q3_scratch *s, const q3_config *c, uint32_t context, uns
         {&s->chosen, choices, sizeof(uint32_t)},
         {&s->weight, choices, sizeof(float)},
         {&s->chosen_count, batch, sizeof(uint32_t)},
+        {&s->outside, batch, sizeof(float)},
         {&s->gate, choices * c->moe_intermediate_size, sizeof(float)},
         {&s->up, choices * c->moe_intermediate_size, sizeof(float)},
         {&s->expert_out, choices * hidden, sizeof(float)},
+        {&s->norm, choices, sizeof(float)},
         {&s->choices, choices, sizeof(uint32_t)},
         {&s->first_of, experts + 1, sizeof(uint32_t)},
         {&s->needed, experts, sizeof(uint32_t)},
@@ -231,6 +235,7 @@ typedef struct batch_run {
     uint32_t start, count;
     uint32_t layer;
     const uint16_t *norm; // of the task in hand
+    q3_route_rules rules; // of the layer in hand
 } batch_run;
 
 static void norm_task(void *context, uint32_t token, unsigned worker)
@@ -355,50 +360,16 @@ static void run_attention(batch_run *run)
 
 // ---- experts ----
 
-// Chooses a token's experts from its router logits: softmax over the pool, the top k, the lower
-// number among equals; then ascending.
+// Chooses a token's experts from its router logits.
 static void choose_task(void *context, uint32_t token, unsigned worker)
 {
     (void)worker;
     const batch_run *run = context;
-    const q3_forward *f = run->forward;
-    const q3_config *config = f->model->config;
-    const uint32_t experts = config->num_experts, top_k = config->num_experts_per_tok;
-    const bool *allowed = f->pool->allowed + (size_t)run->layer * experts;
-    float *probability = f->scratch->router_out[token];
-    uint32_t *chosen = f->scratch->chosen + (size_t)token * top_k;
-    float *weight = f->scratch->weight + (size_t)token * top_k;
-    const uint32_t pool = f->pool->count[run->layer];
-    const uint32_t count = pool < top_k ? pool : top_k;
-    for (uint32_t e = 0; e < experts; e++)
-        if (!allowed[e])
-            probability[e] = -INFINITY;
-    f->kernels->softmax(probability, experts);
-    float sum = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t best = experts;
-        for (uint32_t e = 0; e < experts; e++) {
-            bool taken = !allowed[e];
-            for (uint32_t j = 0; j < i && !taken; j++)
-                taken = chosen[j] == e;
-            if (!taken && (best == experts || probability[e] > probability[best]))
-                best = e;
-        }
-        chosen[i] = best;
-        sum += probability[best];
-    }
-    for (uint32_t i = 1; i < count; i++)
-        for (uint32_t j = i; j > 0 && chosen[j] < chosen[j - 1]; j--) {
-            const uint32_t larger = chosen[j - 1];
-            chosen[j - 1] = chosen[j];
-            chosen[j] = larger;
-        }
-    for (uint32_t i = 0; i < count; i++) {
-        weight[i] = probability[chosen[i]];
-        if (config->norm_topk_prob)
-            weight[i] /= sum;
-    }
-    f->scratch->chosen_count[token] = count;
+    q3_scratch *s = run->forward->scratch;
+    const size_t first = (size_t)token * run->rules.top_k;
+    s->chosen_count[token] =
+        q3_route_token(&run->rules, run->forward->kernels, s->router_out[token], s->chosen + first,
+                       s->weight + first, &s->outside[token]);
 }
 
 // Sorts the batch's choices by expert. Returns how many experts are needed.
@@ -482,6 +453,51 @@ static void combine_task(void *context, uint32_t token, unsigned worker)
     f->kernels->add_scaled(s->hidden + token * hidden, sum, 1.0f, hidden);
 }
 
+// The norm of what each expert gives for a token.
+static void norm_outputs_task(void *context, uint32_t token, unsigned worker)
+{
+    (void)worker;
+    const batch_run *run = context;
+    q3_scratch *s = run->forward->scratch;
+    const size_t hidden = run->forward->model->config->hidden_size;
+    const size_t first = (size_t)token * run->rules.top_k;
+    for (size_t i = first; i < first + s->chosen_count[token]; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < hidden; j++)
+            sum += (double)s->expert_out[i * hidden + j] * (double)s->expert_out[i * hidden + j];
+        s->norm[i] = (float)sqrt(sum);
+    }
+}
+
+static void show_experts(batch_run *run, const q3_observer *observer)
+{
+    q3_scratch *s = run->forward->scratch;
+    const q3_config *config = run->forward->model->config;
+    const uint32_t top_k = run->rules.top_k;
+    if (!observer || !observer->computed)
+        return;
+    q3_team_run(run->forward->team, norm_outputs_task, run, run->count,
+                (uint64_t)run->count * config->hidden_size * top_k);
+    for (uint32_t t = 0; t < run->count; t++)
+        observer->computed(observer->context, run->start + t, run->layer, s->chosen + t * top_k,
+                           s->weight + t * top_k, s->norm + t * top_k, s->chosen_count[t]);
+}
+
+static void show_routes(const batch_run *run, const q3_observer *observer)
+{
+    q3_scratch *s = run->forward->scratch;
+    const uint32_t top_k = run->rules.top_k, experts = run->rules.experts;
+    for (uint32_t t = 0; observer && t < run->count; t++) {
+        if (observer->routed)
+            observer->routed(observer->context, run->start + t, run->layer, s->chosen + t * top_k,
+                             s->weight + t * top_k, s->chosen_count[t]);
+        if (!observer->wanted)
+            continue;
+        run->forward->kernels->softmax(s->router_out[t], experts);
+        observer->wanted(observer->context, run->start + t, run->layer, s->router_out[t], experts);
+    }
+}
+
 static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *err)
 {
     const q3_forward *f = run->forward;
@@ -493,15 +509,17 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
     product router = {
         .matrix = layer->router, .x = s->normed_in, .y = s->router_out, .vectors = run->count};
     run_products(f, &router, 1);
+    if (f->routing->resident_bias != 0)
+        q3_expert_cache_mark(f->experts, run->layer, f->routing->resident);
+    run->rules = q3_routing_rules(f->routing, run->layer);
     q3_team_run(f->team, choose_task, run, run->count,
                 (uint64_t)run->count * config->num_experts * top_k);
-    if (observer && observer->routed)
-        for (uint32_t t = 0; t < run->count; t++)
-            observer->routed(observer->context, run->start + t, run->layer, s->chosen + t * top_k,
-                             s->weight + t * top_k, s->chosen_count[t]);
+    q3_routing_count(f->routing, run->layer, s->outside, run->count);
+    show_routes(run, observer);
     const uint32_t needed = sort_choices(run);
     if (!q3_expert_cache_visit(f->experts, run->layer, s->needed, needed, visit_group, run, err))
         return false;
+    show_experts(run, observer);
     q3_team_run(f->team, combine_task, run, run->count,
                 (uint64_t)run->count * config->hidden_size * top_k);
     return true;

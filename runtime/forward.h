@@ -11,9 +11,9 @@
 #include "embedding.h"
 #include "engine.h"
 #include "expert_cache.h"
-#include "expert_pool.h"
 #include "kernels/kernels.h"
 #include "kv_cache.h"
+#include "routing.h"
 #include "team.h"
 
 enum {
@@ -26,7 +26,7 @@ typedef struct q3_scratch q3_scratch;
 
 typedef struct q3_forward {
     const q3_model *model;
-    const q3_expert_pool *pool;
+    q3_routing *routing;
     q3_embedding *embedding;
     q3_expert_cache *experts;
     const q3_team *team;
@@ -42,7 +42,8 @@ void q3_scratch_destroy(q3_scratch *scratch); // NULL is fine
 uint64_t q3_scratch_bytes(const q3_config *config, uint32_t context, unsigned threads);
 
 // Runs tokens (1 to Q3_BATCH_TOKENS) at the positions from `start` on and fills their places in the
-// KV cache. observer->hidden is called for the last token if `last`; routed for every token.
+// KV cache. observer->hidden is called for the last token if `last`; what is of experts for
+// every token.
 bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
                       const uint32_t *ids, uint32_t count, const q3_observer *observer, bool last,
                       q3_error *err);

@@ -8,6 +8,7 @@
 
 #define O q3_options
 
+// Of every command that runs the model.
 #define ENGINE_OPTIONS                                                                          \
     {.name = "threads",                                                                         \
      .letter = 't',                                                                             \
@@ -34,19 +35,51 @@
          .max = 1 << 24,                                                                        \
          .help = "longest prompt and answer together, in tokens; the default is 4096, or the "  \
                  "model's maximum if that is less"},                                            \
-        {.name = "pool",                                                                        \
-         .kind = Q3_OPTION_TEXT,                                                                \
-         .value_name = "FILE",                                                                  \
-         .target = &O.pool,                                                                     \
-         .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, " \
-                 "...], ...]}"},                                                                \
         Q3_CPU_OPTION
 
-#define STATS_OPTION                                                                              \
-    {                                                                                             \
-        .name = "stats", .kind = Q3_OPTION_CHOICE, .value_name = "text|json", .target = &O.stats, \
-        .help = "print speed, expert hits and misses, bytes read, memory and a hash of the "      \
-                "answer's ids to standard error"                                                  \
+// Of those in which the router can be led.
+#define POOL_OPTIONS                                                                            \
+    {.name = "pool",                                                                            \
+     .kind = Q3_OPTION_TEXT,                                                                    \
+     .value_name = "FILE",                                                                      \
+     .target = &O.pool,                                                                         \
+     .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, "     \
+             "...], ...]}"},                                                                    \
+        {.name = "prefer-pool",                                                                 \
+         .kind = Q3_OPTION_REAL,                                                                \
+         .value_name = "BIAS",                                                                  \
+         .target = &O.prefer_pool,                                                              \
+         .max = 1000,                                                                           \
+         .given = &O.prefer_pool_given,                                                         \
+         .help = "prefer the experts of --pool in place of limiting the router to them: this "  \
+                 "is added to their logits, for the choice and not for the weights"},           \
+        {.name = "prefer-resident",                                                             \
+         .kind = Q3_OPTION_REAL,                                                                \
+         .value_name = "BIAS",                                                                  \
+         .target = &O.prefer_resident,                                                          \
+         .max = 1000,                                                                           \
+         .help = "prefer the experts that are in memory, in the same way: fewer are read; the " \
+                 "output then depends on --memory and on what was said before"},                \
+    {                                                                                           \
+        .name = "router-bias", .kind = Q3_OPTION_TEXT, .value_name = "FILE",                    \
+        .target = &O.router_bias,                                                               \
+        .help = "add these numbers to the router's logits, for the choice and not for the "     \
+                "weights: JSON {\"version\": 1, \"layers\": [[0.5, -1, ...], ...]}"             \
+    }
+
+#define WARNING_OPTION                                                                             \
+    {                                                                                              \
+        .name = "pool-warning", .kind = Q3_OPTION_REAL, .value_name = "PERCENT",                   \
+        .target = &O.pool_warning, .max = 100,                                                     \
+        .help = "warn at the end when more than this share of what the router wanted was outside " \
+                "the pool; the default is 25, and 100 never warns"                                 \
+    }
+
+#define STATS_OPTION                                                                               \
+    {                                                                                              \
+        .name = "stats", .kind = Q3_OPTION_CHOICE, .value_name = "text|json", .target = &O.stats,  \
+        .help = "print speed, expert hits and misses, bytes read, memory, a hash of the answer's " \
+                "ids and what the router wanted outside the pool to standard error"                \
     }
 
 #define IDS_OPTION                                                                     \
@@ -136,7 +169,9 @@ static const q3_option generate_options[] = {
      .help = "take the prompt as it is, without the chat template"},
     ANSWER_OPTIONS,
     ENGINE_OPTIONS,
+    POOL_OPTIONS,
     STATS_OPTION,
+    WARNING_OPTION,
     {.name = "json",
      .kind = Q3_OPTION_FLAG,
      .target = &O.json,
@@ -144,7 +179,8 @@ static const q3_option generate_options[] = {
              "the text"},
 };
 
-static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, STATS_OPTION};
+static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, POOL_OPTIONS, STATS_OPTION,
+                                         WARNING_OPTION};
 
 static const q3_option tokenize_options[] = {
     {.name = "text",
@@ -163,7 +199,7 @@ static const q3_option tokenize_options[] = {
      .help = "a JSON string a line in, an array of ids a line out; with --decode the other way"},
 };
 
-static const q3_option logits_options[] = {IDS_OPTION, ENGINE_OPTIONS};
+static const q3_option logits_options[] = {IDS_OPTION, ENGINE_OPTIONS, POOL_OPTIONS};
 
 static const q3_option score_options[] = {
     {.name = "file",
@@ -174,6 +210,8 @@ static const q3_option score_options[] = {
      .help = "the text, taken as it is"},
     IDS_OPTION,
     ENGINE_OPTIONS,
+    POOL_OPTIONS,
+    WARNING_OPTION,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
 };
 

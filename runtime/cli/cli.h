@@ -15,7 +15,10 @@
 typedef struct q3_run_options {
     // the engine
     uint64_t threads, context, memory;
-    const char *pool;
+    const char *pool, *router_bias;
+    double prefer_pool, prefer_resident;
+    bool prefer_pool_given;
+    double pool_warning; // percent
     // what is run
     const char *prompt, *ids, *system, *file, *text;
     bool raw;
@@ -47,7 +50,8 @@ typedef struct q3_loaded {
     q3_tokenizer *tokenizer;
     q3_sampler *sampler;
     q3_ids stop_ids;
-    double seconds; // that opening took
+    double seconds;         // that opening took
+    double *outside_before; // q3_engine_outside when the answer in hand began
 } q3_loaded;
 
 // Opens the pack as the options say and prints notes (experts that are not there) to standard
@@ -98,9 +102,14 @@ typedef struct q3_run_statistics {
     q3_engine_statistics before; // counts that belong to earlier answers
 } q3_run_statistics;
 
+// What has been counted until now belongs to earlier answers.
+void q3_statistics_begin(const q3_loaded *loaded, q3_run_statistics *run);
 // As the members of an object that has been begun.
 void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3_json_writer *json);
 // On standard error, as --stats says, or not at all.
 bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q3_error *err);
+// Says on standard error, at the end of a run, that the pool does not fit what was run, when it
+// does not.
+void q3_warn_of_pool(const q3_loaded *loaded);
 
 #endif

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-q3_run_options q3_options = {.context = 0, .top_p = 1, .repeat_penalty = 1};
+q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1};
 
 static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
 {
@@ -102,6 +102,13 @@ static void print_notes(const q3_engine_info *info)
                 q3_grouped(info->pool_experts, some), q3_grouped(info->pool_named, all));
 }
 
+static bool make_room(q3_loaded *loaded, q3_error *err)
+{
+    const uint32_t layers = q3_engine_describe(loaded->engine)->config->num_hidden_layers;
+    loaded->outside_before = q3_alloc_zeroed(layers, sizeof *loaded->outside_before, err);
+    return loaded->outside_before != NULL;
+}
+
 bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *err)
 {
     const double started = q3_now();
@@ -111,9 +118,16 @@ bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *
         .context = (uint32_t)q3_options.context,
         .memory = q3_options.memory,
         .pool = q3_options.pool,
+        .soft_pool = q3_options.prefer_pool_given,
+        .pool_bias = (float)q3_options.prefer_pool,
+        .router_bias = q3_options.router_bias,
+        .resident_bias = (float)q3_options.prefer_resident,
     };
+    if (q3_options.prefer_pool_given && !q3_options.pool)
+        return q3_fail(err, Q3_USAGE, "--prefer-pool needs a --pool");
     const bool ok = q3_engine_open(pack, &options, &loaded->engine, err) &&
                     q3_session_create(loaded->engine, &loaded->session, err) &&
+                    make_room(loaded, err) &&
                     (!speaks || (open_tokenizer(loaded, err) && open_sampler(loaded, pack, err)));
     if (!ok) {
         q3_loaded_close(loaded);
@@ -131,6 +145,7 @@ void q3_loaded_close(q3_loaded *loaded)
     q3_session_destroy(loaded->session);
     q3_engine_close(loaded->engine);
     q3_ids_free(&loaded->stop_ids);
+    free(loaded->outside_before);
     *loaded = (q3_loaded){0};
 }
 

@@ -120,6 +120,8 @@ int q3_command_score(const char *const *arguments)
         return q3_report(&err);
     }
     const bool ok = q3_loaded_open(arguments[0], true, &loaded, &err) && score(&loaded, &ids, &err);
+    if (ok)
+        q3_warn_of_pool(&loaded);
     q3_ids_free(&ids);
     q3_loaded_close(&loaded);
     return ok ? Q3_DONE : q3_report(&err);
