@@ -18,22 +18,21 @@ static uint64_t process_bytes(const q3_budget_request *request)
         A_TOKEN = 224,        // tokenizer tables, and the JSON tree that they are made from
         A_FILE = 2048,        // pack.json, parsed and checked
         A_THREAD = 768 << 10, // stack, a stored frame, and the decoder's state
+        A_BLOCK = Q3_BLOCK_BYTES_MAX,
     };
     return PROGRAM + (uint64_t)A_TOKEN * request->config->vocab_size +
-           A_FILE * request->pack_files + (uint64_t)A_THREAD * request->threads;
-}
-
-static uint64_t slots_in_all(const q3_budget_request *request, uint32_t a_layer)
-{
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < request->config->num_hidden_layers; i++)
-        total += request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer;
-    return total;
+           A_FILE * request->pack_files +
+           (uint64_t)(A_THREAD + A_BLOCK) * request->scratch.threads +
+           (uint64_t)A_THREAD * request->readers;
 }
 
 static uint64_t experts_bytes(const q3_budget_request *request, uint32_t a_layer)
 {
-    return q3_expert_cache_bytes(request->config, slots_in_all(request, a_layer));
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < request->config->num_hidden_layers; i++)
+        total += request->slot_bytes[i] *
+                 (request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer);
+    return total;
 }
 
 static bool refuse(const q3_budget_request *request, const q3_memory_plan *plan, q3_error *err)
@@ -44,8 +43,8 @@ static bool refuse(const q3_budget_request *request, const q3_memory_plan *plan,
                    "memory budget of %s bytes: at least %s are needed: dense weights %s, KV cache "
                    "for %" PRIu32 " positions %s, one expert a layer %s, program and scratch %s",
                    q3_grouped(plan->budget, budget), q3_grouped(plan->minimum, minimum),
-                   q3_grouped(plan->dense, dense), request->context, q3_grouped(plan->kv_cache, kv),
-                   q3_grouped(experts_bytes(request, 1), experts),
+                   q3_grouped(plan->dense, dense), request->scratch.context,
+                   q3_grouped(plan->kv_cache, kv), q3_grouped(experts_bytes(request, 1), experts),
                    q3_grouped(plan->process + plan->scratch + plan->embedding, rest));
 }
 
@@ -57,9 +56,10 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         .process = process_bytes(request),
         .dense = request->dense_bytes,
         .embedding = request->embedding_bytes,
-        .kv_cache = request->sessions * q3_kv_cache_bytes(config, request->context, false),
+        .kv_cache = request->sessions *
+                    q3_kv_cache_bytes(config, request->scratch.context, request->narrow),
         // Each session keeps the logits of its last position.
-        .scratch = q3_scratch_bytes(config, request->context, request->threads) +
+        .scratch = q3_scratch_bytes(&request->scratch) +
                    (uint64_t)request->sessions * config->vocab_size * sizeof(float),
     };
     const uint64_t fixed =

@@ -8,14 +8,18 @@
 
 #include "engine.h"
 #include "expert_pool.h"
+#include "forward.h"
 
 typedef struct q3_budget_request {
     const q3_config *config;
     const uint32_t *pool_count; // experts of each layer that may be chosen
+    const uint64_t *slot_bytes; // of an expert slot in each layer
     uint64_t dense_bytes, embedding_bytes;
     uint64_t pack_files; // listed in pack.json
-    uint32_t context, sessions;
-    unsigned threads;
+    q3_scratch_shape scratch;
+    uint32_t sessions;
+    bool narrow; // the KV cache is bf16
+    unsigned readers;
     uint64_t memory;    // the budget asked for; 0 for none
     uint64_t available; // memory that the machine has free, used when none was asked for
 } q3_budget_request;

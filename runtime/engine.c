@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_CONTEXT = 4096 };
+enum { DEFAULT_CONTEXT = 4096, DEFAULT_READERS = 4 };
 
 struct q3_engine {
     q3_team team;
@@ -20,6 +20,8 @@ struct q3_engine {
     q3_expert_cache *experts;
     q3_scratch *scratch;
     q3_forward forward;
+    const q3_kernels *kernels;
+    bool narrow_kv;
     q3_engine_info info;
     uint32_t sessions, sessions_max;
     uint64_t tokens, batches;
@@ -63,39 +65,56 @@ static bool set_rules(q3_engine *engine, const q3_engine_options *options, q3_er
     return q3_engine_set_pool(engine, engine->pool.allowed, err);
 }
 
-// Shares the memory out and reserves what has been shared.
-static bool reserve(q3_engine *engine, uint64_t memory, q3_error *err)
+// Shares the memory out and reserves what has been shared. numbers has room for a slot count and a
+// slot size of each layer.
+static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t *slots,
+                  uint64_t *slot_bytes, q3_error *err)
 {
     const q3_config *config = engine->model.config;
-    uint32_t *slots = q3_alloc(config->num_hidden_layers, sizeof *slots, err);
-    if (!slots)
-        return false;
+    const unsigned readers = options->readers ? options->readers : DEFAULT_READERS;
+    q3_expert_cache_slots(&engine->model, engine->model.held, slot_bytes);
     const q3_budget_request request = {
         .config = config,
         .pool_count = engine->routing.allowed,
+        .slot_bytes = slot_bytes,
         .dense_bytes = engine->model.dense_bytes,
         .embedding_bytes = q3_embedding_bytes(engine->embedding),
         .pack_files = engine->model.set.file_count,
-        .context = engine->info.context,
+        .scratch = {.config = config,
+                    .kernels = engine->kernels,
+                    .context = engine->info.context,
+                    .batch = engine->info.batch,
+                    .threads = engine->team.count},
         .sessions = engine->sessions_max,
-        .threads = engine->team.count,
-        .memory = memory,
+        .narrow = options->narrow_kv,
+        .readers = readers,
+        .memory = options->memory,
         .available = q3_available_memory(),
     };
-    bool ok = q3_budget_make(&request, &engine->info.memory, slots, err) &&
-              q3_scratch_create(config, engine->info.context, engine->team.count, &engine->scratch,
-                                err) &&
-              q3_expert_cache_create(&engine->model, &engine->team, slots, &engine->experts, err);
-    if (ok) {
-        engine->info.slots_min = engine->info.slots_max = slots[0];
-        for (uint32_t i = 1; i < config->num_hidden_layers; i++) {
-            if (slots[i] < engine->info.slots_min)
-                engine->info.slots_min = slots[i];
-            if (slots[i] > engine->info.slots_max)
-                engine->info.slots_max = slots[i];
-        }
+    const q3_expert_cache_options cache = {.readers = readers,
+                                           .direct = options->io == Q3_IO_DIRECT};
+    if (!q3_budget_make(&request, &engine->info.memory, slots, err) ||
+        !q3_scratch_create(&request.scratch, &engine->scratch, err) ||
+        !q3_expert_cache_create(&engine->model, &cache, slots, slot_bytes, &engine->experts, err))
+        return false;
+    engine->info.slots_min = engine->info.slots_max = slots[0];
+    for (uint32_t i = 1; i < config->num_hidden_layers; i++) {
+        if (slots[i] < engine->info.slots_min)
+            engine->info.slots_min = slots[i];
+        if (slots[i] > engine->info.slots_max)
+            engine->info.slots_max = slots[i];
     }
+    return true;
+}
+
+static bool reserve(q3_engine *engine, const q3_engine_options *options, q3_error *err)
+{
+    const uint32_t layers = engine->model.config->num_hidden_layers;
+    uint32_t *slots = q3_alloc(layers, sizeof *slots, err);
+    uint64_t *slot_bytes = slots ? q3_alloc(layers, sizeof *slot_bytes, err) : NULL;
+    const bool ok = slot_bytes && share(engine, options, slots, slot_bytes, err);
     free(slots);
+    free(slot_bytes);
     return ok;
 }
 
@@ -108,14 +127,16 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
         return false;
     const unsigned threads = options->threads ? options->threads : q3_workers_default();
     engine->sessions_max = options->sessions ? options->sessions : 1;
-    const q3_kernels *kernels = &q3_kernels_c;
+    const q3_kernels *kernels = engine->kernels = q3_kernels_for(q3_cpu_in_use());
+    engine->info.batch = options->batch ? options->batch : Q3_BATCH_TOKENS;
+    engine->narrow_kv = options->narrow_kv;
     const bool ok = q3_team_create(threads, &engine->team, err) &&
                     q3_model_open(directory, &engine->team, &engine->model, err) &&
                     choose_context(engine, options->context, err) &&
                     q3_expert_pool_create(&engine->model, options->pool, &engine->pool, err) &&
                     set_rules(engine, options, err) &&
                     q3_embedding_open(&engine->model, kernels, &engine->embedding, err) &&
-                    reserve(engine, options->memory, err) &&
+                    reserve(engine, options, err) &&
                     q3_model_load(&engine->model, &engine->team, err);
     if (!ok) {
         q3_engine_close(engine);
@@ -178,7 +199,7 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .expert_hits = experts.hits,
         .expert_misses = experts.misses,
         .expert_bytes = experts.bytes_read,
-        .expert_seconds = experts.seconds,
+        .expert_seconds = experts.waiting_seconds,
         .embedding_bytes = q3_embedding_bytes_read(engine->embedding),
         .routed_tokens = engine->routing.tokens,
         .outside_sum = outside,
@@ -212,9 +233,8 @@ bool q3_session_create(q3_engine *engine, q3_session **result, q3_error *err)
     if (!session)
         return false;
     session->logits = q3_alloc_zeroed(config->vocab_size, sizeof *session->logits, err);
-    if (!session->logits ||
-        !q3_kv_cache_create(config, engine->forward.kernels, engine->info.context, false,
-                            &session->cache, err)) {
+    if (!session->logits || !q3_kv_cache_create(config, engine->kernels, engine->info.context,
+                                                engine->narrow_kv, &session->cache, err)) {
         free(session->logits);
         free(session);
         return false;
@@ -272,23 +292,27 @@ static bool check_ids(const q3_session *session, const uint32_t *ids, size_t cou
 }
 
 // The logits of a batch: all of them for an observer, the last one's for the session.
-static void read_logits(q3_session *session, uint32_t count, const q3_observer *observer, bool last)
+static bool read_logits(q3_session *session, uint32_t count, const q3_observer *observer, bool last,
+                        q3_error *err)
 {
     const q3_forward *forward = &session->engine->forward;
     const float *logits[Q3_LOGITS_POSITIONS];
     const bool all = observer && observer->logits;
     if (!all && !last)
-        return;
+        return true;
     uint32_t chunk = 0;
     for (uint32_t i = all ? 0 : count - 1; i < count; i += chunk) {
         chunk = count - i < Q3_LOGITS_POSITIONS ? count - i : Q3_LOGITS_POSITIONS;
-        q3_forward_logits(forward, i, chunk, observer, last && i + chunk == count, logits);
+        if (!q3_forward_logits(forward, i, chunk, observer, last && i + chunk == count, logits,
+                               err))
+            return false;
         for (uint32_t j = 0; all && j < chunk; j++)
             observer->logits(observer->context, session->length + i + j, logits[j]);
     }
     if (last)
         memcpy(session->logits, logits[chunk - 1],
                session->engine->model.config->vocab_size * sizeof *session->logits);
+    return true;
 }
 
 bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
@@ -299,15 +323,15 @@ bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
         return false;
     const uint32_t before = session->length;
     for (size_t done = 0; done < count;) {
-        const uint32_t batch =
-            count - done < Q3_BATCH_TOKENS ? (uint32_t)(count - done) : Q3_BATCH_TOKENS;
+        const uint32_t most = engine->info.batch;
+        const uint32_t batch = count - done < most ? (uint32_t)(count - done) : most;
         const bool last = done + batch == count;
         if (!q3_forward_batch(&engine->forward, &session->cache, session->length, ids + done, batch,
-                              observer, last, err)) {
+                              observer, last, err) ||
+            !read_logits(session, batch, observer, last, err)) {
             session->length = before;
             return false;
         }
-        read_logits(session, batch, observer, last);
         session->length += batch;
         done += batch;
         engine->tokens += batch;

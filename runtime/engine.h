@@ -20,12 +20,19 @@
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
+// Through the page cache, or around it (O_DIRECT).
+typedef enum q3_engine_io { Q3_IO_AUTO, Q3_IO_BUFFERED, Q3_IO_DIRECT } q3_engine_io;
+
 typedef struct q3_engine_options {
     unsigned threads;  // 0: one for each processor
     uint32_t context;  // positions of a session; 0: 4096, or the model's maximum if that is less
     uint32_t sessions; // that may exist at once and are counted in the budget; 0: 1
     uint64_t memory;   // budget in bytes for all that the process needs; 0: all the experts if
                        // three quarters of the available memory take them, else what these take
+    uint32_t batch;    // tokens that go through the layers together; 0: 512
+    bool narrow_kv;    // keys and values in bf16 instead of float32
+    q3_engine_io io;   // how experts are read
+    unsigned readers;  // threads that read experts while others compute; 0: 4
     const char *pool;  // a pool file (see expert_pool.h), or NULL
     // The pool's experts are preferred, by a bias added to their logits for the choice, and the
     // others the pack holds are allowed as well. Needs a pool.
@@ -55,6 +62,7 @@ typedef struct q3_memory_plan {
 typedef struct q3_engine_info {
     const q3_config *config;
     uint32_t context; // positions of a session
+    uint32_t batch;   // tokens that go through the layers together
     unsigned threads;
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has
@@ -78,7 +86,7 @@ typedef struct q3_engine_statistics {
     uint64_t tokens, batches;            // fed, all sessions together
     uint64_t expert_hits, expert_misses; // experts that a batch needed in a layer
     uint64_t expert_bytes;               // read for them from the pack
-    double expert_seconds;               // spent on that
+    double expert_seconds;               // in which there was nothing to compute but theirs
     uint64_t embedding_bytes;            // read from the pack
     // The share of what the router wanted (see routing.h) that is outside the pool or not in the
     // pack, summed over the tokens routed and over the layers.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "team.h"
 
+#include "matrix.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -8,13 +10,23 @@
 // Waking the others costs as much as about so many multiply-adds.
 enum { SMALL_WORK = 1 << 18 };
 
+static void *make_block(q3_error *err)
+{
+    void *block = NULL;
+    if (posix_memalign(&block, 64, Q3_BLOCK_BYTES_MAX) == 0)
+        return block;
+    q3_fail_memory(err, Q3_BLOCK_BYTES_MAX);
+    return NULL;
+}
+
 bool q3_team_create(unsigned threads, q3_team *team, q3_error *err)
 {
     *team = (q3_team){.count = threads};
     team->readers = q3_alloc_zeroed(threads, sizeof *team->readers, err);
     bool ok = team->readers && q3_workers_create(threads, &team->workers, err);
     for (unsigned i = 0; ok && i < threads; i++)
-        ok = (team->readers[i].coder = q3_coder_create(err)) != NULL;
+        ok = (team->readers[i].coder = q3_coder_create(err)) != NULL &&
+             (team->readers[i].block = make_block(err)) != NULL;
     if (!ok)
         q3_team_destroy(team);
     return ok;
@@ -25,6 +37,7 @@ void q3_team_destroy(q3_team *team)
     for (unsigned i = 0; team->readers && i < team->count; i++) {
         q3_coder_destroy(team->readers[i].coder);
         free(team->readers[i].stored);
+        free(team->readers[i].block);
     }
     free(team->readers);
     q3_workers_destroy(team->workers);

@@ -12,6 +12,7 @@ typedef struct q3_frame_reader {
     q3_coder *coder;
     uint8_t *stored; // a frame as it lies in the file
     size_t capacity;
+    void *block; // Q3_BLOCK_BYTES_MAX bytes: a block's rows, decoded for a product (matrix.h)
 } q3_frame_reader;
 
 typedef struct q3_team {

@@ -16,6 +16,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -222,6 +223,30 @@ static int count_threads(int expected)
     return count;
 }
 
+static void *sleep_shortly(void *unused)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    return unused;
+}
+
+// The C library keeps the stacks of threads that have ended, up to 40 MB, and a block of memory
+// with each. As many threads at once as in any run to come have to be seen before blocks can be
+// counted.
+static void warm_up_threads(void)
+{
+    enum { LARGE = 3, THREADS = 12, SMALL_STACK = 512 << 10 };
+    pthread_t threads[THREADS];
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    assert_int_equal(pthread_attr_setstacksize(&small, SMALL_STACK), 0);
+    for (size_t i = 0; i < THREADS; i++)
+        assert_int_equal(
+            pthread_create(&threads[i], i < LARGE ? NULL : &small, sleep_shortly, NULL), 0);
+    for (size_t i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    pthread_attr_destroy(&small);
+}
+
 // Does it with the k-th call failed. False when there was none.
 static bool try_once(const char *what, bool (*action)(q3_error *err), uint64_t at)
 {
@@ -339,6 +364,7 @@ static void test_tokenizer(void **state)
 static int prepare(void **state)
 {
     (void)state;
+    warm_up_threads();
     q3_error error;
     directory = q3_test_directory();
     model = q3_test_path("%s/model", directory);
