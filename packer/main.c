@@ -100,6 +100,42 @@ static const q3_option heatmap_options[] = {
      .help = "write the picture there; the default is standard output"},
 };
 
+static const q3_option export_options[] = {
+    {.name = "format",
+     .kind = Q3_OPTION_CHOICE,
+     .value_name = "safetensors|gguf",
+     .target = &O.format,
+     .help = "what to write: a checkpoint directory, or a file for llama.cpp"},
+    {.name = "as",
+     .kind = Q3_OPTION_CHOICE,
+     .value_name = "qwen3_moe",
+     .target = &O.as,
+     .help = "safetensors: the text model alone, as a language model of this type; the default is "
+             "the original layout"},
+    {.name = "pool",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.pool,
+     .help = "keep only the experts of this pool, which has the same number in every layer"},
+    {.name = "top-k",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.top_k,
+     .min = 1,
+     .max = 4096,
+     .help = "experts for each token; the default is the model's number, or all that are kept when "
+             "those are fewer"},
+    {.name = "shard-size",
+     .kind = Q3_OPTION_SIZE,
+     .value_name = "SIZE",
+     .target = &O.shard_size,
+     .help = "safetensors: the most that the tensors of a file take, such as 2G; the default is "
+             "5,000,000,000 bytes"},
+    Q3_JOBS_OPTION(&O.jobs),
+    Q3_QUIET_OPTION(&O.quiet),
+    Q3_CPU_OPTION,
+};
+
 static const q3_command commands[] = {
     {.name = "list",
      .arguments = "PACK",
@@ -138,6 +174,13 @@ static const q3_command commands[] = {
      .options = heatmap_options,
      .option_count = COUNT(heatmap_options),
      .run = q3_command_heatmap},
+    {.name = "export",
+     .arguments = "PACK OUT",
+     .summary = "Writes the model, whole or with the experts of a pool only, for other programs: a "
+                "safetensors checkpoint (OUT must not exist or be empty) or a GGUF file.",
+     .options = export_options,
+     .option_count = COUNT(export_options),
+     .run = q3_command_export},
 };
 
 int main(int argc, char **argv)
@@ -145,8 +188,8 @@ int main(int argc, char **argv)
     static const q3_program program = {
         .name = "q3-pack",
         .summary =
-            "Looks into pack directories, turns them back into checkpoints, and chooses pools "
-            "of experts.",
+            "Looks into pack directories, turns them back into checkpoints, chooses pools of "
+            "experts, and exports the model for other programs.",
         .commands = commands,
         .command_count = COUNT(commands),
     };

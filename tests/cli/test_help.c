@@ -17,7 +17,7 @@ static const struct {
     {Q3_TEST_PACK,
      "q3-pack",
      "packer/q3-pack.1",
-     {"list", "show", "cat", "unpack", "pool", "heatmap"}},
+     {"list", "show", "cat", "unpack", "pool", "heatmap", "export"}},
     {Q3_TEST_VERIFY, "q3-verify", "verifier/q3-verify.1", {"shapes", "packs", "manifest"}},
     {Q3_TEST_RUN,
      "q3-run",
