@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 // Frames under way: enough to keep all threads at work while one waits for the disk, and 64 MiB.
@@ -432,15 +431,8 @@ static void release_slot(void *context, void *slot_memory)
 // beside.
 static bool check_space(const extraction *x, uint64_t bytes, q3_error *err)
 {
-    struct statvfs status;
-    if (statvfs(x->set.directory, &status) != 0)
-        return q3_fail_errno(err, "%s: cannot tell the free space", x->set.directory);
-    const uint64_t available = (uint64_t)status.f_bavail * status.f_frsize;
-    const uint64_t wanted = x->options->codec == Q3_CODEC_RAW ? bytes : bytes / 100 * 66;
-    char has[Q3_GROUPED_MAX], needs[Q3_GROUPED_MAX];
-    return wanted <= available ||
-           q3_fail(err, Q3_FAILED, "%s: needs about %s of disk, %s are free", x->set.directory,
-                   q3_human_bytes(wanted, needs), q3_human_bytes(available, has));
+    return q3_directory_check_space(
+        x->set.directory, x->options->codec == Q3_CODEC_RAW ? bytes : bytes / 100 * 66, err);
 }
 
 static int compare_source(const void *a, const void *b)

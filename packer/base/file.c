@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 // open() that a signal does not end: on a network file system it can take its time.
@@ -245,6 +246,18 @@ bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_er
             *empty = false;
     closedir(stream);
     return true;
+}
+
+bool q3_directory_check_space(const char *path, uint64_t bytes, q3_error *err)
+{
+    struct statvfs status;
+    if (statvfs(path, &status) != 0)
+        return q3_fail_errno(err, "%s: cannot tell the free space", path);
+    const uint64_t available = (uint64_t)status.f_bavail * status.f_frsize;
+    char has[Q3_GROUPED_MAX], needs[Q3_GROUPED_MAX];
+    return bytes <= available ||
+           q3_fail(err, Q3_FAILED, "%s: needs about %s of disk, %s are free", path,
+                   q3_human_bytes(bytes, needs), q3_human_bytes(available, has));
 }
 
 bool q3_output_create(const char *path, q3_output *output, q3_error *err)

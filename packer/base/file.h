@@ -50,6 +50,10 @@ bool q3_safe_file_name(const char *name);
 bool q3_directory_create(const char *path, q3_error *err);
 // Has the directory no entries, or only one named `except` (NULL for none)?
 bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err);
+// Fails when the directory's file system has less than `bytes` free: better before hours of work
+// than after.
+bool q3_directory_check_space(const char *path, uint64_t bytes, q3_error *err);
+
 // Makes the directory's entries (new names, renames) survive a crash.
 bool q3_directory_sync(const char *path, q3_error *err);
 
