@@ -218,7 +218,7 @@ static void test_choose_bytes(void **state)
     q3_pool pool;
     assert_fails(
         q3_pool_choose_bytes(share, bytes, LAYERS, EXPERTS, 149, 2, &pool, &error), Q3_USAGE,
-        "a budget of 149 bytes: at least 150 are needed, for 2 experts in each of 3 layers", NULL);
+        "a budget of 149 bytes: at least 150 are needed, for the 2 best of each of 3 layers", NULL);
     assert_null(pool.members);
     bytes[0] = bytes[2] = bytes[5] = 0;
     assert_fails(q3_pool_choose_bytes(share, bytes, LAYERS, EXPERTS, 1000, 2, &pool, &error),
@@ -228,8 +228,8 @@ static void test_choose_bytes(void **state)
         bytes[i] = UINT64_MAX;
     assert_fails(q3_pool_choose_bytes(share, bytes, LAYERS, EXPERTS, 1000, 2, &pool, &error),
                  Q3_USAGE,
-                 "a budget of 1,000 bytes: at least 18,446,744,073,709,551,615 are needed, for 2 "
-                 "experts in each of 3 layers",
+                 "a budget of 1,000 bytes: at least 18,446,744,073,709,551,615 are needed, for the "
+                 "2 best of each of 3 layers",
                  NULL);
 }
 
