@@ -5,7 +5,7 @@
 
 #define COUNT(list) (sizeof(list) / sizeof *(list))
 
-q3_pack_options q3_options;
+q3_pack_options q3_options = {.by = "score", .phase = "all"};
 
 #define O q3_options
 
@@ -17,6 +17,87 @@ static const q3_option unpack_options[] = {
     Q3_JOBS_OPTION(&O.jobs),
     Q3_QUIET_OPTION(&O.quiet),
     Q3_CPU_OPTION,
+};
+
+// Which numbers of a profile count.
+#define PROFILE_OPTIONS                                                                         \
+    {.name = "by",                                                                              \
+     .kind = Q3_OPTION_CHOICE,                                                                  \
+     .value_name = "score|weight|chosen|mass",                                                  \
+     .target = &O.by,                                                                           \
+     .help = "which of a profile's numbers counts; the default is score, routing weight times " \
+             "norm of the expert's output"},                                                    \
+    {                                                                                           \
+        .name = "phase", .kind = Q3_OPTION_CHOICE, .value_name = "all|prompt|answer",           \
+        .target = &O.phase, .help = "which tokens count; the default is all"                    \
+    }
+
+static const q3_option pool_options[] = {
+    {.name = "size",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.size,
+     .min = 1,
+     .max = 4096,
+     .given = &O.size_given,
+     .help = "the N best experts of each layer"},
+    {.name = "coverage",
+     .kind = Q3_OPTION_REAL,
+     .value_name = "X",
+     .target = &O.coverage,
+     .min = 0,
+     .max = 1,
+     .given = &O.coverage_given,
+     .help = "as few experts of each layer as reach this part of the layer's total, such as 0.95"},
+    {.name = "bytes",
+     .kind = Q3_OPTION_SIZE,
+     .value_name = "SIZE",
+     .target = &O.bytes,
+     .given = &O.bytes_given,
+     .help = "the best split of so many bytes of experts over all layers, such as 12G"},
+    PROFILE_OPTIONS,
+    {.name = "union",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.unite,
+     .help = "choose for each profile by itself and take all that is chosen; the default is to "
+             "choose once, by the sum of the profiles' shares"},
+    {.name = "pack",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "PACK",
+     .target = &O.pack,
+     .help = "count each expert's bytes as they are stored in this pack; the default is "
+             "uncompressed"},
+    {.name = "output",
+     .letter = 'o',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.output,
+     .help = "write the pool there, and the summary to standard output; the default is the pool "
+             "to standard output, and the summary to standard error"},
+    Q3_QUIET_OPTION(&O.quiet),
+    {.name = "json",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.json,
+     .help = "print the summary as JSON"},
+};
+
+static const q3_option heatmap_options[] = {
+    PROFILE_OPTIONS,
+    {.name = "pool",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.pool,
+     .help = "outline the experts of this pool"},
+    {.name = "sort",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.sort,
+     .help = "sort the experts of each layer, the largest share first"},
+    {.name = "output",
+     .letter = 'o',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.output,
+     .help = "write the picture there; the default is standard output"},
 };
 
 static const q3_command commands[] = {
@@ -45,13 +126,27 @@ static const q3_command commands[] = {
      .options = unpack_options,
      .option_count = COUNT(unpack_options),
      .run = q3_command_unpack},
+    {.name = "pool",
+     .arguments = "PROFILE...",
+     .summary = "Chooses a pool of experts from profiles, which q3-run profile makes.",
+     .options = pool_options,
+     .option_count = COUNT(pool_options),
+     .run = q3_command_pool},
+    {.name = "heatmap",
+     .arguments = "PROFILE",
+     .summary = "Draws how much each expert of each layer is used, as SVG.",
+     .options = heatmap_options,
+     .option_count = COUNT(heatmap_options),
+     .run = q3_command_heatmap},
 };
 
 int main(int argc, char **argv)
 {
     static const q3_program program = {
         .name = "q3-pack",
-        .summary = "Looks into pack directories and turns them back into checkpoints.",
+        .summary =
+            "Looks into pack directories, turns them back into checkpoints, and chooses pools "
+            "of experts.",
         .commands = commands,
         .command_count = COUNT(commands),
     };

@@ -11,6 +11,12 @@
 typedef struct q3_pack_options {
     uint64_t jobs; // 0: the default
     bool json, quiet;
+    const char *output; // NULL: standard output
+    // profiles and pools
+    const char *by, *phase, *pack, *pool;
+    uint64_t size, bytes;
+    double coverage;
+    bool size_given, coverage_given, bytes_given, unite, sort;
 } q3_pack_options;
 
 extern q3_pack_options q3_options;
@@ -20,6 +26,8 @@ int q3_command_list(const char *const *arguments);
 int q3_command_show(const char *const *arguments);
 int q3_command_cat(const char *const *arguments);
 int q3_command_unpack(const char *const *arguments);
+int q3_command_pool(const char *const *arguments);
+int q3_command_heatmap(const char *const *arguments);
 
 // Ends a JSON document, writes it to standard output and frees it.
 bool q3_print_json(q3_json_writer *out, q3_error *err);

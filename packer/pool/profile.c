@@ -403,19 +403,26 @@ bool q3_profile_check_model(const q3_profile *profile, const char *path, q3_hash
     return q3_hash128_equal(profile->model, model) || fail_model(path, model, profile->model, err);
 }
 
+bool q3_profile_check_same(const q3_profile *profile, const char *path, const q3_profile *other,
+                           q3_error *err)
+{
+    if (!q3_profile_check_model(profile, path, other->model, err))
+        return false;
+    // The sizes follow from the model, but a file may say anything.
+    return (profile->layers == other->layers && profile->experts == other->experts &&
+            profile->top_k == other->top_k && profile->expert_bytes == other->expert_bytes) ||
+           q3_fail(err, Q3_MISMATCH,
+                   "%s: expected %" PRIu32 " layers of %" PRIu32 " experts of %" PRIu64
+                   " bytes, %" PRIu32 " chosen; found %" PRIu32 " of %" PRIu32 " of %" PRIu64
+                   ", %" PRIu32,
+                   path, other->layers, other->experts, other->expert_bytes, other->top_k,
+                   profile->layers, profile->experts, profile->expert_bytes, profile->top_k);
+}
+
 bool q3_profile_merge(q3_profile *profile, const q3_profile *other, const char *name, q3_error *err)
 {
-    if (!q3_profile_check_model(other, name, profile->model, err))
+    if (!q3_profile_check_same(other, name, profile, err))
         return false;
-    // Shapes follow from the model, but a file may say anything.
-    if (profile->layers != other->layers || profile->experts != other->experts ||
-        profile->top_k != other->top_k || profile->expert_bytes != other->expert_bytes)
-        return q3_fail(
-            err, Q3_MISMATCH,
-            "%s: expected %" PRIu32 " layers of %" PRIu32 " experts, %" PRIu32
-            " chosen, of %" PRIu64 " bytes, found %" PRIu32 ", %" PRIu32 ", %" PRIu32 ", %" PRIu64,
-            name, profile->layers, profile->experts, profile->top_k, profile->expert_bytes,
-            other->layers, other->experts, other->top_k, other->expert_bytes);
     for (unsigned phase = 0; phase < Q3_PHASES; phase++)
         if (other->tokens[phase] > tokens_max - profile->tokens[phase])
             return too_many_tokens(err, name);

@@ -100,6 +100,11 @@ bool q3_profile_merge(q3_profile *profile, const q3_profile *other, const char *
 bool q3_profile_check_model(const q3_profile *profile, const char *path, q3_hash128 model,
                             q3_error *err);
 
+// Q3_MISMATCH, with a message that names `path`, unless the profile is of the same model as
+// `other`.
+bool q3_profile_check_same(const q3_profile *profile, const char *path, const q3_profile *other,
+                           q3_error *err);
+
 // One measure as each expert's share of its layer, [layer][expert]: every layer sums to 1, so that
 // layers and texts of different lengths can be compared. `phases` has bit 1 << phase for each phase
 // that counts. A layer without anything is Q3_INCOMPLETE, with a message that names `path`.
