@@ -15,6 +15,7 @@ typedef struct q3_budget_request {
     uint64_t dense_bytes, embedding_bytes;
     uint64_t pack_files; // listed in pack.json
     uint32_t context, sessions;
+    uint32_t kept_logits; // rows of logits beside the sessions'
     unsigned threads;
     uint64_t memory;    // the budget asked for; 0 for none
     uint64_t available; // memory that the machine has free, used when none was asked for

@@ -64,7 +64,7 @@ static bool set_rules(q3_engine *engine, const q3_engine_options *options, q3_er
 }
 
 // Shares the memory out and reserves what has been shared.
-static bool reserve(q3_engine *engine, uint64_t memory, q3_error *err)
+static bool reserve(q3_engine *engine, const q3_engine_options *options, q3_error *err)
 {
     const q3_config *config = engine->model.config;
     uint32_t *slots = q3_alloc(config->num_hidden_layers, sizeof *slots, err);
@@ -79,7 +79,8 @@ static bool reserve(q3_engine *engine, uint64_t memory, q3_error *err)
         .context = engine->info.context,
         .sessions = engine->sessions_max,
         .threads = engine->team.count,
-        .memory = memory,
+        .kept_logits = options->kept_logits,
+        .memory = options->memory,
         .available = q3_available_memory(),
     };
     bool ok = q3_budget_make(&request, &engine->info.memory, slots, err) &&
@@ -115,7 +116,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
                     q3_expert_pool_create(&engine->model, options->pool, &engine->pool, err) &&
                     set_rules(engine, options, err) &&
                     q3_embedding_open(&engine->model, kernels, &engine->embedding, err) &&
-                    reserve(engine, options->memory, err) &&
+                    reserve(engine, options, err) &&
                     q3_model_load(&engine->model, &engine->team, err);
     if (!ok) {
         q3_engine_close(engine);
@@ -158,6 +159,11 @@ void q3_engine_close(q3_engine *engine)
 const q3_engine_info *q3_engine_describe(const q3_engine *engine)
 {
     return &engine->info;
+}
+
+const q3_set *q3_engine_pack(const q3_engine *engine)
+{
+    return &engine->model.set;
 }
 
 bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,
