@@ -60,7 +60,8 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
                     q3_kv_cache_bytes(config, request->scratch.context, request->narrow),
         // Each session keeps the logits of its last position.
         .scratch = q3_scratch_bytes(&request->scratch) +
-                   (uint64_t)request->sessions * config->vocab_size * sizeof(float),
+                   ((uint64_t)request->sessions + request->kept_logits) * config->vocab_size *
+                       sizeof(float),
     };
     const uint64_t fixed =
         plan->process + plan->dense + plan->embedding + plan->kv_cache + plan->scratch;

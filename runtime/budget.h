@@ -20,8 +20,9 @@ typedef struct q3_budget_request {
     uint32_t sessions;
     bool narrow; // the KV cache is bf16
     unsigned readers;
-    uint64_t memory;    // the budget asked for; 0 for none
-    uint64_t available; // memory that the machine has free, used when none was asked for
+    uint32_t kept_logits; // rows of logits beside the sessions'
+    uint64_t memory;      // the budget asked for; 0 for none
+    uint64_t available;   // memory that the machine has free, used when none was asked for
 } q3_budget_request;
 
 // Fills the plan, and slots[layer]. A budget in which not one expert a layer fits is Q3_REFUSED.

@@ -88,6 +88,7 @@ static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t 
         .sessions = engine->sessions_max,
         .narrow = options->narrow_kv,
         .readers = readers,
+        .kept_logits = options->kept_logits,
         .memory = options->memory,
         .available = q3_available_memory(),
     };
@@ -179,6 +180,11 @@ void q3_engine_close(q3_engine *engine)
 const q3_engine_info *q3_engine_describe(const q3_engine *engine)
 {
     return &engine->info;
+}
+
+const q3_set *q3_engine_pack(const q3_engine *engine)
+{
+    return &engine->model.set;
 }
 
 bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,

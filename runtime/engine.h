@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "model/config.h"
+#include "set.h"
 
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
@@ -24,16 +25,17 @@ typedef struct q3_session q3_session;
 typedef enum q3_engine_io { Q3_IO_AUTO, Q3_IO_BUFFERED, Q3_IO_DIRECT } q3_engine_io;
 
 typedef struct q3_engine_options {
-    unsigned threads;  // 0: one for each processor
-    uint32_t context;  // positions of a session; 0: 4096, or the model's maximum if that is less
-    uint32_t sessions; // that may exist at once and are counted in the budget; 0: 1
-    uint64_t memory;   // budget in bytes for all that the process needs; 0: all the experts if
-                       // three quarters of the available memory take them, else what these take
-    uint32_t batch;    // tokens that go through the layers together; 0: 512
-    bool narrow_kv;    // keys and values in bf16 instead of float32
-    q3_engine_io io;   // how experts are read
-    unsigned readers;  // threads that read experts while others compute; 0: 4
-    const char *pool;  // a pool file (see expert_pool.h), or NULL
+    unsigned threads;     // 0: one for each processor
+    uint32_t context;     // positions of a session; 0: 4096, or the model's maximum if that is less
+    uint32_t sessions;    // that may exist at once and are counted in the budget; 0: 1
+    uint64_t memory;      // budget in bytes for all that the process needs; 0: all the experts if
+                          // three quarters of the available memory take them, else what these take
+    uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
+    uint32_t batch;       // tokens that go through the layers together; 0: 512
+    bool narrow_kv;       // keys and values in bf16 instead of float32
+    q3_engine_io io;      // how experts are read
+    unsigned readers;     // threads that read experts while others compute; 0: 4
+    const char *pool;     // a pool file (see pool/pool.h), or NULL
     // The pool's experts are preferred, by a bias added to their logits for the choice, and the
     // others the pack holds are allowed as well. Needs a pool.
     bool soft_pool;
@@ -74,6 +76,9 @@ typedef struct q3_engine_info {
 } q3_engine_info;
 
 const q3_engine_info *q3_engine_describe(const q3_engine *engine);
+
+// The pack directory.
+const q3_set *q3_engine_pack(const q3_engine *engine);
 
 // A small file of the checkpoint that came along in the pack (generation_config.json, the
 // tokenizer's), its hash checked; the caller frees *data. One that the pack does not have is

@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1};
+q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1, .strength = 1};
 
 static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
 {
@@ -111,11 +111,19 @@ static bool make_room(q3_loaded *loaded, q3_error *err)
 
 bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *err)
 {
+    return q3_loaded_open_for(pack, speaks, 1, 0, loaded, err);
+}
+
+bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
+                        q3_loaded *loaded, q3_error *err)
+{
     const double started = q3_now();
     *loaded = (q3_loaded){0};
     const q3_engine_options options = {
         .threads = (unsigned)q3_options.threads,
         .context = (uint32_t)q3_options.context,
+        .sessions = sessions,
+        .kept_logits = kept_logits,
         .memory = q3_options.memory,
         .pool = q3_options.pool,
         .soft_pool = q3_options.prefer_pool_given,
@@ -175,6 +183,18 @@ bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3
                                        "%s has %zu tokens, more than the context of %" PRIu32
                                        " (--context takes up to %" PRIu32 ")",
                                        what, count, context, max);
+}
+
+bool q3_load_text(const q3_loaded *loaded, const char *path, q3_ids *ids, q3_error *err)
+{
+    char *text;
+    size_t size;
+    if (!q3_file_load(path, Q3_TEXT_BYTES_MAX, &text, &size, err))
+        return false;
+    const bool ok =
+        q3_tokenizer_encode(loaded->tokenizer, (q3_bytes){(const uint8_t *)text, size}, ids, err);
+    free(text);
+    return ok;
 }
 
 bool q3_say(const void *text, size_t size, q3_error *err)

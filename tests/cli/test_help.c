@@ -22,7 +22,7 @@ static const struct {
     {Q3_TEST_RUN,
      "q3-run",
      "runtime/q3-run.1",
-     {"generate", "chat", "tokenize", "logits", "score"}},
+     {"generate", "chat", "tokenize", "logits", "score", "profile", "ladder"}},
 };
 
 enum { PROGRAMS = sizeof programs / sizeof *programs };
