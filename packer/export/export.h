@@ -7,9 +7,9 @@
 //
 // With a pool, the experts outside it are gone: those that stay get the numbers from 0 on in
 // ascending order, the rows of the routers (mlp.gate) are cut and reordered alike, and the
-// configuration says how many there are. For a softmax over the remaining logits with the top k
-// divided by their sum this is what masking the others gives. These formats have one number of
-// experts for all layers, so a pool must have the same number in each.
+// configuration says how many there are. That gives what masking the others' logits before the
+// softmax gives. These formats have one number of experts for all layers, so a pool must have the
+// same number in each. EXPORT.md says what is written, to the name.
 #ifndef Q3_EXPORT_H
 #define Q3_EXPORT_H
 

@@ -4,6 +4,7 @@
 // thread in turn, and after each failure no block of memory, descriptor or thread is left, and an
 // error is told. With Q3_TEST_FULL at every call; without it allocations at every n-th.
 #include "engine.h"
+#include "export/export.h"
 #include "extract.h"
 #include "inject.h"
 #include "packs.h"
@@ -25,7 +26,8 @@
 #include <unistd.h>
 
 static char *directory, *model, *whole, *made, *manifest_path;
-static float *logits; // of a run without faults
+static char *spoken, *pool_path; // a pack with a tokenizer, and two of its experts in each layer
+static float *logits;            // of a run without faults
 static q3_inject_record record;
 
 #define assert_ok(call)                    \
@@ -74,6 +76,35 @@ static bool unpack(q3_error *err)
 static bool unpack_on_three(q3_error *err)
 {
     return unpack_with(3, err);
+}
+
+static bool export_as(q3_export_format format, unsigned jobs, q3_error *err)
+{
+    const q3_export_options options = {.pack_directory = spoken,
+                                       .output = made,
+                                       .format = format,
+                                       .text_model = jobs == 1,
+                                       .pool = pool_path,
+                                       .shard_bytes = 20000,
+                                       .jobs = jobs,
+                                       .quiet = true};
+    q3_export_result result;
+    return q3_export(&options, &result, err);
+}
+
+static bool export_safetensors(q3_error *err)
+{
+    return export_as(Q3_EXPORT_SAFETENSORS, 1, err);
+}
+
+static bool export_on_three(q3_error *err)
+{
+    return export_as(Q3_EXPORT_SAFETENSORS, 3, err);
+}
+
+static bool export_gguf(q3_error *err)
+{
+    return export_as(Q3_EXPORT_GGUF, 1, err);
 }
 
 static bool check_packs_with(unsigned jobs, q3_error *err)
@@ -330,6 +361,17 @@ static void test_unpack(void **state)
     try_all("unpack on three threads", unpack_on_three, Q3_INJECT_READ, EIO, false, 3);
 }
 
+static void test_export(void **state)
+{
+    (void)state;
+    try_reading("export", export_safetensors);
+    try_writing("export", export_safetensors);
+    try_all("export on three threads", export_on_three, Q3_INJECT_WRITE, EIO, false, 3);
+    try_all("export on three threads", export_on_three, Q3_INJECT_ALLOCATE, ENOMEM, false, 23);
+    try_reading("export as GGUF", export_gguf);
+    try_writing("export as GGUF", export_gguf);
+}
+
 static void test_verify(void **state)
 {
     (void)state;
@@ -361,6 +403,39 @@ static void test_tokenizer(void **state)
     try_all("tokenize", tokenize, Q3_INJECT_READ, EIO, false, 1);
 }
 
+// A pack whose checkpoint has a tokenizer.
+static void make_spoken(void)
+{
+    static const struct {
+        const char *name, *text;
+    } files[] = {
+        {"vocab.json", "{\"a\": 0, \"b\": 1, \"ab\": 2}"},
+        {"merges.txt", "#version: 0.2\na b\n"},
+        {"tokenizer_config.json",
+         "{\"added_tokens_decoder\": {\"3\": {\"content\": \"<end>\", \"special\": true}}, "
+         "\"eos_token\": {\"content\": \"<end>\"}, \"pad_token\": \"<end>\"}"},
+        {"chat_template.json", "{\"chat_template\": \"{{ x }}\"}"},
+    };
+    q3_error error;
+    char *with_files = q3_test_path("%s/with-tokenizer", directory);
+    q3_test_copy_tree(model, with_files, false);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = q3_test_path("%s/%s", with_files, files[i].name);
+        q3_test_write_text(path, files[i].text);
+        free(path);
+    }
+    const q3_extract_options options = {.model_directory = with_files,
+                                        .pack_directory = spoken,
+                                        .selection = {.components = "text"},
+                                        .codec = Q3_CODEC_RAW,
+                                        .jobs = 1,
+                                        .quiet = true};
+    q3_extract_result result;
+    assert_ok(q3_extract(&options, &result, &error));
+    q3_test_write_text(pool_path, "{\"layers\": [[0, 2], [1, 2]]}");
+    free(with_files);
+}
+
 static int prepare(void **state)
 {
     (void)state;
@@ -373,6 +448,9 @@ static int prepare(void **state)
     manifest_path = q3_test_path("%s/manifest.json", directory);
     assert_ok(q3_small_model_write(model, &error));
     assert_ok(extract_to(whole, 1, &error));
+    spoken = q3_test_path("%s/spoken", directory);
+    pool_path = q3_test_path("%s/pool.json", directory);
+    make_spoken();
     char *path = q3_test_path("%s/config.json", model);
     q3_config config;
     q3_json json;
@@ -393,6 +471,8 @@ static int clean_up(void **state)
 {
     (void)state;
     free(logits);
+    free(pool_path);
+    free(spoken);
     free(manifest_path);
     free(made);
     free(whole);
@@ -404,9 +484,9 @@ static int clean_up(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_extract),   cmocka_unit_test(test_unpack),
-        cmocka_unit_test(test_verify),    cmocka_unit_test(test_run),
-        cmocka_unit_test(test_tokenizer),
+        cmocka_unit_test(test_extract), cmocka_unit_test(test_unpack),
+        cmocka_unit_test(test_export),  cmocka_unit_test(test_verify),
+        cmocka_unit_test(test_run),     cmocka_unit_test(test_tokenizer),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

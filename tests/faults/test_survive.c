@@ -981,6 +981,80 @@ static void test_unpack_faults(void **state)
     free(unpacked);
 }
 
+static char *exported;
+
+static q3_test_result export_with(const char *to, const char *jobs)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "export", whole, to, "--format", "safetensors",
+                       "--shard-size", "20K", "--jobs", jobs, "--quiet", NULL);
+}
+
+static q3_test_result export_model(void)
+{
+    return export_with(exported, "1");
+}
+
+static q3_test_result export_on_four(void)
+{
+    return export_with(exported, "4");
+}
+
+static void check_exported(const q3_test_result *result)
+{
+    assert_string_equal(result->out, "");
+    q3_test_trees_equal(exported, original);
+    q3_test_remove_tree(exported);
+}
+
+static void export_again(void)
+{
+    q3_test_remove_tree(exported);
+    q3_test_result result = export_model();
+    check_exported(&result);
+    q3_test_expect(result, 0, "");
+}
+
+// Killed: nothing half under a final name, and no index until all is there.
+static void export_after_end(void)
+{
+    check_nothing_half(exported, original);
+    if (exists(exported, "model.safetensors.index.json"))
+        q3_test_trees_equal(exported, original);
+    export_again();
+}
+
+// Failed: nothing at all is left.
+static void export_after_failure(void)
+{
+    if (exists(exported, "."))
+        assert_int_equal(rmdir(exported), 0);
+    export_again();
+}
+
+static void test_export_faults(void **state)
+{
+    (void)state;
+    exported = q3_test_path("%s/exported", directory);
+    original = q3_test_path("%s/exported-original", directory);
+    q3_test_expect(export_with(original, "1"), 0, "");
+    static const subject one = {"q3-pack", export_model, check_exported, export_after_failure, 1};
+    static const subject four = {"q3-pack", export_on_four, check_exported, export_after_failure,
+                                 1};
+    end_anywhere("q3-pack export", export_model, export_after_end, 1);
+    TRY_FAULTS(&one, writing_faults);
+    TRY_FAULTS(&one, reading_faults);
+    TRY_FAULTS(&four, thread_faults);
+    // Ctrl-C in the middle of a shard.
+    arm(Q3_INJECT_WRITE, Q3_INJECT_SIGNAL, SIGINT, 5);
+    q3_test_result result = export_model();
+    assert_true(disarm());
+    q3_test_expect(result, 130, "q3-pack: interrupted\n");
+    export_after_failure();
+    q3_test_remove_tree(original);
+    free(original);
+    free(exported);
+}
+
 static q3_test_result verify_with(const char *jobs)
 {
     return q3_test_run(NULL, Q3_TEST_VERIFY, "packs", whole, "--source", model, "--jobs", jobs,
@@ -1084,8 +1158,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_extract_faults), cmocka_unit_test(test_killed_at_random),
         cmocka_unit_test(test_second_run),     cmocka_unit_test(test_shards_shrink),
         cmocka_unit_test(test_interrupted),    cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_verify_faults),
-        cmocka_unit_test(test_run_faults),
+        cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_export_faults),
+        cmocka_unit_test(test_verify_faults),  cmocka_unit_test(test_run_faults),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -333,6 +333,65 @@ static void test_json_getters(void **state)
     q3_json_free(&json);
 }
 
+// A tree written again is the text it was read from, numbers as they were spelt.
+static void test_json_items(void **state)
+{
+    (void)state;
+    static const char text[] = "{\n"
+                               "  \"9\": 0.0,\n"
+                               "  \"a\": {},\n"
+                               "  \"b\": [],\n"
+                               "  \"c\": {\n"
+                               "    \"d\": [\n"
+                               "      1E-6,\n"
+                               "      [\n"
+                               "        -0,\n"
+                               "        \"12 \\\" 3\"\n"
+                               "      ],\n"
+                               "      {\n"
+                               "        \"e\": 18446744073709551615\n"
+                               "      }\n"
+                               "    ]\n"
+                               "  },\n"
+                               "  \"f\": [\n"
+                               "    true,\n"
+                               "    false,\n"
+                               "    null\n"
+                               "  ],\n"
+                               "  \"g\": \"x\\ny\"\n"
+                               "}\n";
+    const q3_bytes bytes = {(const uint8_t *)text, sizeof text - 1};
+    q3_error err;
+    q3_json json;
+    q3_json_writer out = {0};
+    assert_true(q3_json_parse("text", bytes, &json, &err));
+    assert_true(q3_json_keep_spelling(&json, bytes, &err));
+    q3_json_put_item(&out, NULL, json.root);
+    assert_true(q3_json_finish(&out, &err));
+    assert_string_equal(out.text, text);
+    q3_json_writer_free(&out);
+    // Inside another document, and a leaf alone.
+    q3_json_begin_object(&out, NULL);
+    q3_json_put_item(&out, "c",
+                     cJSON_GetObjectItem(cJSON_GetObjectItem(json.root, "c"), "d")->child);
+    q3_json_inline(&out);
+    q3_json_put_item(&out, "f", cJSON_GetObjectItem(json.root, "f"));
+    q3_json_put_item(&out, "a", cJSON_GetObjectItem(json.root, "a"));
+    q3_json_end_object(&out);
+    assert_true(q3_json_finish(&out, &err));
+    assert_string_equal(out.text,
+                        "{\n  \"c\": 1E-6,\n  \"f\": [true, false, null],\n  \"a\": {}\n}\n");
+    q3_json_writer_free(&out);
+    q3_json_free(&json);
+    // Without the spelling, the shortest number that is the same.
+    assert_true(q3_json_parse("text", bytes, &json, &err));
+    q3_json_put_item(&out, NULL, json.root->child);
+    assert_true(q3_json_finish(&out, &err));
+    assert_string_equal(out.text, "0\n");
+    q3_json_writer_free(&out);
+    q3_json_free(&json);
+}
+
 static void test_json_writer(void **state)
 {
     (void)state;
@@ -600,13 +659,13 @@ static void test_memory_stream(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_printable),     cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_numbers),       cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_bytes),         cmocka_unit_test(test_hash),
-        cmocka_unit_test(test_json_grammar),  cmocka_unit_test(test_json_getters),
-        cmocka_unit_test(test_json_writer),   cmocka_unit_test(test_files),
-        cmocka_unit_test(test_workers),       cmocka_unit_test(test_stream),
-        cmocka_unit_test(test_memory_stream),
+        cmocka_unit_test(test_printable),    cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_numbers),      cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_json_grammar), cmocka_unit_test(test_json_getters),
+        cmocka_unit_test(test_json_items),   cmocka_unit_test(test_json_writer),
+        cmocka_unit_test(test_files),        cmocka_unit_test(test_workers),
+        cmocka_unit_test(test_stream),       cmocka_unit_test(test_memory_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
