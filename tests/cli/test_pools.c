@@ -136,22 +136,22 @@ static void test_rules(void **state)
     (void)state;
     write_profiles();
 #define LISTS(a, b) "[\n    [" a "],\n    [" b "]\n  ]\n}\n"
-    const char *const size[] = {one, two, "--size", "2", NULL};
+    const char *const size[7] = {one, two, "--size", "2", NULL};
     // The sums of the shares: 1/8 1/2 1/4+1/4 1/8+3/4, 1/4 1/4+1/2 1/4 1/4+1/2.
     check_layers(size, LISTS("1, 3", "1, 3"));
     // Each by itself: 1 2 and 0 1; 2 3 and 1 3.
-    const char *const unite[] = {one, two, "--size", "2", "--union", NULL};
+    const char *const unite[7] = {one, two, "--size", "2", "--union", NULL};
     check_layers(unite, LISTS("1, 2, 3", "0, 1, 3"));
-    const char *const coverage[] = {two, "--coverage", "0.75", NULL};
+    const char *const coverage[7] = {two, "--coverage", "0.75", NULL};
     check_layers(coverage, LISTS("3", "1, 3"));
     // 120 bytes each: the best of each layer, then what has most.
-    const char *const bytes[] = {one, two, "--bytes", "599", NULL};
+    const char *const bytes[7] = {one, two, "--bytes", "599", NULL};
     check_layers(bytes, LISTS("1, 3", "1, 3"));
-    const char *const least[] = {one, two, "--bytes", "240", NULL};
+    const char *const least[7] = {one, two, "--bytes", "240", NULL};
     check_layers(least, LISTS("3", "1"));
-    const char *const all[] = {two, "--bytes", "1G", NULL};
+    const char *const all[7] = {two, "--bytes", "1G", NULL};
     check_layers(all, LISTS("2, 3", "1, 3"));
-    const char *const chosen[] = {two, "--size", "1", "--by", "chosen", NULL};
+    const char *const chosen[7] = {two, "--size", "1", "--by", "chosen", NULL};
     check_layers(chosen, LISTS("2", "1"));
 #undef LISTS
     // What each profile has of the common pool is said.
