@@ -2,9 +2,9 @@
 #include "workers.h"
 
 #include "interrupt.h"
+#include "limits.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,11 +49,8 @@ struct q3_workers {
 
 unsigned q3_workers_default(void)
 {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    const int count = CPU_COUNT(&set);
-    return count < 1 ? 1 : count > Q3_WORKERS_MAX ? Q3_WORKERS_MAX : (unsigned)count;
+    const unsigned count = q3_available_processors();
+    return count > Q3_WORKERS_MAX ? Q3_WORKERS_MAX : count;
 }
 
 // Takes tasks until there are none and runs them. Returns how many, for `unfinished`.

@@ -15,7 +15,7 @@ typedef struct q3_workers q3_workers;
 
 enum { Q3_WORKERS_MAX = 256 };
 
-// The processors that this process may run on, at least 1, at most Q3_WORKERS_MAX.
+// The processors that this process may keep busy (limits.h), at most Q3_WORKERS_MAX.
 unsigned q3_workers_default(void);
 
 // A pool of `threads` (1 to Q3_WORKERS_MAX), the caller's included.
