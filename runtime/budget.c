@@ -7,7 +7,6 @@
 #include "kv_cache.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 
 // What a process takes beside the engine's own buffers. Measured with the real vocabulary and a
 // pack of 6,000 files; see the comments.
@@ -83,17 +82,4 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
     plan->experts = experts_bytes(request, a_layer);
     plan->total = fixed + plan->experts;
     return true;
-}
-
-uint64_t q3_available_memory(void)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    uint64_t kilobytes = 0;
-    char line[256];
-    bool found = false;
-    while (file && !found && fgets(line, sizeof line, file))
-        found = sscanf(line, "MemAvailable: %" SCNu64 " kB", &kilobytes) == 1;
-    if (file)
-        fclose(file);
-    return found ? kilobytes * 1024 : UINT64_MAX;
 }

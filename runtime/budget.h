@@ -31,8 +31,4 @@ typedef struct q3_budget_request {
 bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint32_t *slots,
                     q3_error *err);
 
-// The machine's memory that could be used without swapping (MemAvailable of /proc/meminfo);
-// UINT64_MAX when the system does not say.
-uint64_t q3_available_memory(void);
-
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine.h"
 
+#include "base/limits.h"
 #include "budget.h"
 #include "forward.h"
 #include "router_bias.h"

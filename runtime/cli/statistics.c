@@ -2,19 +2,13 @@
 #include "cli.h"
 
 #include "base/hash.h"
+#include "base/limits.h"
 #include "base/text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-
-static uint64_t peak_memory(void)
-{
-    struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
-}
 
 static double rate(uint64_t tokens, double seconds)
 {
@@ -102,7 +96,7 @@ void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3
     q3_json_put_u64(json, "context", info->context);
     q3_json_put_u64(json, "memory_budget", info->memory.budget);
     q3_json_put_u64(json, "memory_planned", info->memory.total);
-    q3_json_put_u64(json, "memory_peak", peak_memory());
+    q3_json_put_u64(json, "memory_peak", q3_memory_used().peak);
     q3_json_put_string(json, "answer_ids_hash", hash);
     q3_json_put_double(json, "outside_share", outside_share(loaded, &counts));
     q3_json_begin_array(json, "outside_share_layers");
@@ -145,7 +139,7 @@ static void show_text(const q3_loaded *loaded, const q3_run_statistics *run)
             needed ? 100.0 * (double)counts.expert_hits / (double)needed : 100.0);
     fprintf(stderr, "read     %s in %.2f s\n", q3_human_bytes(counts.expert_bytes, a),
             counts.expert_seconds);
-    fprintf(stderr, "memory   %s at most, %s planned,\n", q3_human_bytes(peak_memory(), a),
+    fprintf(stderr, "memory   %s at most, %s planned,\n", q3_human_bytes(q3_memory_used().peak, a),
             q3_human_bytes(info->memory.total, b));
     fprintf(stderr, "         %" PRIu32 " expert slots a layer\n", info->slots_max);
     fprintf(stderr, "ids      %s\n", hash);

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static void test_printable(void **state)
 {
@@ -540,6 +541,45 @@ static void test_workers(void **state)
     }
 }
 
+// Runs that follow each other at once, and some after the threads have gone to sleep. The values
+// are not atomic: each run must see what the ones before it wrote, and its caller what it wrote.
+typedef struct many_runs {
+    uint32_t values[8];
+    uint32_t next_of[8]; // of each worker: it gets indices in ascending order
+} many_runs;
+
+static void add_task(void *context, uint32_t index, unsigned worker)
+{
+    many_runs *runs = context;
+    assert_true(index >= runs->next_of[worker]);
+    runs->next_of[worker] = index + 1;
+    for (unsigned i = 0; i < 50; i++)
+        runs->values[index] = runs->values[index] * 5 + 1;
+}
+
+static void test_many_runs(void **state)
+{
+    (void)state;
+    q3_error err;
+    for (unsigned threads = 2; threads <= 8; threads += 3) {
+        q3_workers *workers;
+        assert_true(q3_workers_create(threads, &workers, &err));
+        many_runs runs = {0};
+        uint32_t expected = 0;
+        for (unsigned i = 0; i < 2000; i++) {
+            for (unsigned j = 0; j < 50; j++)
+                expected = expected * 5 + 1;
+            memset(runs.next_of, 0, sizeof runs.next_of);
+            q3_workers_run(workers, add_task, &runs, 8);
+            for (unsigned j = 0; j < 8; j++)
+                assert_int_equal(runs.values[j], expected);
+            if (i % 100 == 0)
+                nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+        }
+        q3_workers_destroy(workers);
+    }
+}
+
 typedef struct stream_test {
     unsigned items, fail_next, fail_work, fail_commit; // failures: which item, 0 for none
     unsigned taken, committed;
@@ -659,13 +699,14 @@ static void test_memory_stream(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_printable),    cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_numbers),      cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_hash),
-        cmocka_unit_test(test_json_grammar), cmocka_unit_test(test_json_getters),
-        cmocka_unit_test(test_json_items),   cmocka_unit_test(test_json_writer),
-        cmocka_unit_test(test_files),        cmocka_unit_test(test_workers),
-        cmocka_unit_test(test_stream),       cmocka_unit_test(test_memory_stream),
+        cmocka_unit_test(test_printable),     cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_numbers),       cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_bytes),         cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_json_grammar),  cmocka_unit_test(test_json_getters),
+        cmocka_unit_test(test_json_items),    cmocka_unit_test(test_json_writer),
+        cmocka_unit_test(test_files),         cmocka_unit_test(test_workers),
+        cmocka_unit_test(test_many_runs),     cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_memory_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
