@@ -1,52 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Bit-plane groups with AVX2 and BMI2: 32 weights at a time.
-#include "bitplane_group.h"
-
-// Bits 32 * half and on of `bits`, repeated four times in 256 bits, as bytes: -1 for a one, else 0.
-static inline __m256i bits_to_bytes(__m256i bits, __m256i places)
-{
-    const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201);
-    return _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(bits, places), bit), bit);
-}
-
-// What decoding 64 weights needs of a table: high and low byte of each exponent's place in a bf16.
-typedef struct halves {
-    __m256i high, low;
-} halves;
-
-static inline halves load_table(const uint8_t *table)
-{
-    const __m256i exponents =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)table));
-    return (halves){
-        .high = _mm256_and_si256(_mm256_srli_epi16(exponents, 1), _mm256_set1_epi8(0x7f)),
-        .low = _mm256_and_si256(_mm256_slli_epi16(exponents, 7), _mm256_set1_epi8((char)0x80)),
-    };
-}
-
-// The weights of bytes 32 * half and on: 16 from weight 16 * half on and 16 from 32 + 16 * half on.
-static inline void combine(const q3_bitplane_indices *indices, halves table,
-                           const uint8_t *low_bytes, int half, __m256i weights[2])
-{
-    const __m256i sign = _mm256_set1_epi8((char)0x80);
-    const __m256i places = _mm256_add_epi8(
-        _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303),
-        _mm256_set1_epi8((char)(4 * half)));
-    __m256i index = _mm256_setzero_si256(); // negative
-    for (int k = 3; k >= 0; k--)
-        index =
-            _mm256_add_epi8(_mm256_add_epi8(index, index),
-                            bits_to_bytes(_mm256_set1_epi64x((int64_t)indices->bit[k]), places));
-    index = _mm256_abs_epi8(index);
-    const __m256i low = _mm256_loadu_si256((const __m256i *)(const void *)(low_bytes + 32 * half));
-    const __m256i high_byte =
-        _mm256_or_si256(_mm256_shuffle_epi8(table.high, index), _mm256_and_si256(low, sign));
-    const __m256i low_byte =
-        _mm256_or_si256(_mm256_shuffle_epi8(table.low, index), _mm256_andnot_si256(sign, low));
-    weights[0] = _mm256_unpacklo_epi8(low_byte, high_byte);
-    weights[1] = _mm256_unpackhi_epi8(low_byte, high_byte);
-}
+#include "bitplane_avx2.h"
 
 static inline void store(uint8_t *to, __m256i weights)
 {
@@ -62,17 +17,6 @@ static inline void stream_run(uint8_t *to, const uint8_t *run, size_t size)
                             _mm256_load_si256((const __m256i *)(const void *)(run + i)));
 }
 
-// A group that has escapes: rare, and written weight by weight.
-static void patch_escapes(uint64_t places, const uint8_t *escapes, uint8_t *raw)
-{
-    for (; places; places &= places - 1, escapes++) {
-        const unsigned byte = (unsigned)__builtin_ctzll(places);
-        uint8_t *weight = raw + 2 * q3_bitplane_weight_of(byte);
-        weight[0] = (uint8_t)((weight[0] & 0x7f) | *escapes << 7);
-        weight[1] = (uint8_t)((weight[1] & 0x80) | *escapes >> 1);
-    }
-}
-
 static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view *view, uint8_t *raw,
                                                          bool streaming, q3_bitplane_cursors *end)
 {
@@ -85,7 +29,8 @@ static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view 
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
         const unsigned number = q3_bitplane_number(view, segment);
-        const halves table = load_table(view->table + number * Q3_BITPLANE_TABLE_BYTES);
+        const q3_bitplane_table table =
+            q3_bitplane_load_table(view->table + number * Q3_BITPLANE_TABLE_BYTES);
         size_t in_segment = left < view->segment_groups ? left : view->segment_groups;
         left -= in_segment;
         while (in_segment) {
@@ -95,17 +40,14 @@ static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view 
             q3_bitplane_prefetch(low, planes, run);
             for (size_t i = 0; i < run; i++) {
                 const q3_bitplane_indices indices = q3_bitplane_read_group(planes, frame, &at);
-                __m256i a[2], b[2];
-                combine(&indices, table, low, 0, a);
-                combine(&indices, table, low, 1, b);
-                store(to, a[0]);
-                store(to + 32, b[0]);
-                store(to + 64, a[1]);
-                store(to + 96, b[1]);
+                __m256i weights[4];
+                q3_bitplane_weights(&indices, table, low, weights);
+                for (int j = 0; j < 4; j++)
+                    store(to + 32 * j, weights[j]);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
                     const uint8_t *escapes = frame + at.escapes;
                     const size_t count = (size_t)_mm_popcnt_u64(indices.escapes);
-                    patch_escapes(indices.escapes, escapes, to);
+                    q3_bitplane_patch(indices.escapes, escapes, to);
                     if (!q3_bitplane_escapes_allowed(view, number, escapes, count))
                         return false;
                     at.escapes += count;

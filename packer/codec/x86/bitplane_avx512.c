@@ -1,40 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Bit-plane groups with AVX-512 (BW, VBMI, VBMI2) and BMI2: a group is one register.
-#include "bitplane_group.h"
-
-// What decoding needs of a table: high and low byte of each exponent's place in a bf16.
-typedef struct halves {
-    __m512i high, low;
-} halves;
-
-static inline __m512i high_byte_of(__m512i exponents)
-{
-    return _mm512_and_si512(_mm512_srli_epi16(exponents, 1), _mm512_set1_epi8(0x7f));
-}
-
-static inline __m512i low_byte_of(__m512i exponents)
-{
-    return _mm512_and_si512(_mm512_slli_epi16(exponents, 7), _mm512_set1_epi8((char)0x80));
-}
-
-static inline halves load_table(const uint8_t *table)
-{
-    const __m512i exponents =
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)table));
-    return (halves){.high = high_byte_of(exponents), .low = low_byte_of(exponents)};
-}
-
-// The high and low bytes of 64 weights, their signs and mantissas still missing.
-static inline halves look_up(const q3_bitplane_indices *indices, halves table)
-{
-    __m512i index = _mm512_maskz_mov_epi8(indices->bit[0], _mm512_set1_epi8(1));
-    for (unsigned k = 1; k < 4; k++)
-        index =
-            _mm512_mask_add_epi8(index, indices->bit[k], index, _mm512_set1_epi8((char)(1 << k)));
-    return (halves){.high = _mm512_shuffle_epi8(table.high, index),
-                    .low = _mm512_shuffle_epi8(table.low, index)};
-}
+#include "bitplane_avx512.h"
 
 static inline void store(uint8_t *to, __m512i weights, bool streaming)
 {
@@ -49,14 +16,14 @@ static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view 
 {
     if (view->groups < Q3_BITPLANE_RUN)
         return q3_bitplane_decode_c(view, raw, end);
-    const __m512i sign = _mm512_set1_epi8((char)0x80);
     const uint8_t *const frame = view->frame;
     const uint8_t *low = view->low, *planes = view->planes;
     q3_bitplane_cursors at = q3_bitplane_begin(view);
     size_t left = view->groups;
     for (size_t segment = 0; left; segment++) {
         const unsigned number = q3_bitplane_number(view, segment);
-        const halves table = load_table(view->table + number * Q3_BITPLANE_TABLE_BYTES);
+        const q3_bitplane_table table =
+            q3_bitplane_load_table(view->table + number * Q3_BITPLANE_TABLE_BYTES);
         size_t in_segment = left < view->segment_groups ? left : view->segment_groups;
         left -= in_segment;
         while (in_segment) {
@@ -65,26 +32,24 @@ static inline __attribute__((always_inline)) bool decode(const q3_bitplane_view 
             q3_bitplane_prefetch(low, planes, run);
             for (size_t i = 0; i < run; i++) {
                 const q3_bitplane_indices indices = q3_bitplane_read_group(planes, frame, &at);
-                halves bytes = look_up(&indices, table);
+                q3_bitplane_table bytes = q3_bitplane_look_up(&indices, table);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
                     const uint8_t *escapes = frame + at.escapes;
                     const size_t count = (size_t)_mm_popcnt_u64(indices.escapes);
                     const __m512i exponents =
                         _mm512_maskz_expand_epi8(indices.escapes, _mm512_loadu_si512(escapes));
-                    bytes.high =
-                        _mm512_mask_mov_epi8(bytes.high, indices.escapes, high_byte_of(exponents));
-                    bytes.low =
-                        _mm512_mask_mov_epi8(bytes.low, indices.escapes, low_byte_of(exponents));
+                    bytes.high = _mm512_mask_mov_epi8(bytes.high, indices.escapes,
+                                                      q3_bitplane_high_byte(exponents));
+                    bytes.low = _mm512_mask_mov_epi8(bytes.low, indices.escapes,
+                                                     q3_bitplane_low_byte(exponents));
                     if (!q3_bitplane_escapes_allowed(view, number, escapes, count))
                         return false;
                     at.escapes += count;
                 }
-                // (low & sign) | high, and (low & ~sign) | low.
-                const __m512i own = _mm512_loadu_si512(low);
-                const __m512i high_byte = _mm512_ternarylogic_epi64(own, sign, bytes.high, 0xea);
-                const __m512i low_byte = _mm512_ternarylogic_epi64(own, sign, bytes.low, 0xba);
-                store(raw, _mm512_unpacklo_epi8(low_byte, high_byte), streaming);
-                store(raw + 64, _mm512_unpackhi_epi8(low_byte, high_byte), streaming);
+                __m512i weights[2];
+                q3_bitplane_combine(bytes, low, weights);
+                store(raw, weights[0], streaming);
+                store(raw + 64, weights[1], streaming);
                 low += Q3_BITPLANE_GROUP;
                 planes += Q3_BITPLANE_PLANES_BYTES;
                 raw += 2 * Q3_BITPLANE_GROUP;

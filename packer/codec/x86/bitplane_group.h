@@ -171,6 +171,17 @@ static inline bool q3_bitplane_escapes_allowed(const q3_bitplane_view *view, uns
     return allowed;
 }
 
+// Puts the escapes of a group into its weights: rare, and done weight by weight.
+static inline void q3_bitplane_patch(uint64_t places, const uint8_t *escapes, uint8_t *raw)
+{
+    for (; places; places &= places - 1, escapes++) {
+        const unsigned byte = (unsigned)__builtin_ctzll(places);
+        uint8_t *weight = raw + 2 * q3_bitplane_weight_of(byte);
+        weight[0] = (uint8_t)((weight[0] & 0x7f) | *escapes << 7);
+        weight[1] = (uint8_t)((weight[1] & 0x80) | *escapes >> 1);
+    }
+}
+
 // A stream being written. Overwrites up to 8 bytes behind its end.
 typedef struct q3_bitplane_writer {
     uint8_t *to;

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "codec/x86/bitplane_avx512.h"
+#include "vector_avx512.h"
+
+#define Q3_KERNELS_NAME q3_kernels_avx512
+#define Q3_KERNELS_LEVEL "avx512"
+#include "kernels_x86.h"

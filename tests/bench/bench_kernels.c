@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Measures the kernels on synthetic experts (two matrices of 768 x 2048 and one of 2048 x 768,
+// Gaussian weights times a scale per row) that are streamed from memory once a pass, as a forward
+// pass does, raw and in bit-plane frames, cut as a pack file has them. Then attention from float32
+// and from bf16 keys and values.
+//
+// Times are CPU time by the number of threads, the best of several passes: on an idle machine that
+// is the time that passes, on a busy one it is nearer to the truth. GB/s count weights as plain
+// bf16, however they are stored. The read probe is a plain sum over the same raw memory.
+//
+// bench_kernels [EXPERTS [PASSES]]
+#include "base/cpu.h"
+#include "base/workers.h"
+#include "kernels/kernels.h"
+#include "matrix.h"
+#include "pack.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum {
+    EXPERTS = 16,
+    PASSES = 5,
+    MATRICES = 3,
+    WEIGHTS = MATRICES * 768 * 2048,
+    EXPERT_BYTES = WEIGHTS * 2,
+    BLOCKS_MAX = 64,
+    VECTORS_MAX = 128,
+    COLUMNS_MAX = 2048,
+    THREADS = 2,
+};
+
+static const uint32_t rows_of[MATRICES] = {768, 768, 2048},
+                      columns_of[MATRICES] = {2048, 2048, 768};
+
+static unsigned experts = EXPERTS, passes = PASSES;
+static uint8_t *raw_memory, *frame_memory;
+static uint32_t block_rows[MATRICES], blocks_in[MATRICES];
+// Of each expert, and in both forms.
+static q3_block *blocks[2];
+static unsigned blocks_an_expert;
+
+static void die(const char *message)
+{
+    fprintf(stderr, "bench_kernels: %s\n", message);
+    exit(1);
+}
+
+static void *map(size_t size)
+{
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        die("out of memory");
+    madvise(memory, size, MADV_HUGEPAGE);
+    memset(memory, 0, size);
+    return memory;
+}
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static uint64_t random_state = 20261122;
+
+static double random_unit(void)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return ((double)(random_state >> 11) + 0.5) * 0x1p-53;
+}
+
+static double random_normal(void)
+{
+    const double radius = sqrt(-2 * log(random_unit()));
+    return radius * cos(6.283185307179586 * random_unit());
+}
+
+// ---- experts ----
+
+static void make_experts(void)
+{
+    q3_error err;
+    raw_memory = map((size_t)EXPERT_BYTES * experts);
+    frame_memory = map((size_t)EXPERT_BYTES * experts);
+    float *row = map(COLUMNS_MAX * sizeof *row);
+    uint8_t *to = raw_memory;
+    for (unsigned m = 0; m < MATRICES; m++) {
+        for (uint32_t r = 0; r < rows_of[m]; r++) {
+            const double scale = 0.02 * exp(0.3 * random_normal());
+            for (uint32_t c = 0; c < columns_of[m]; c++)
+                row[c] = (float)(scale * random_normal());
+            q3_kernels_c.narrow(row, columns_of[m], (uint16_t *)(void *)to);
+            to += 2 * columns_of[m];
+        }
+        q3_tensor tensor = {
+            .name = "", .dtype = Q3_BF16, .rank = 2, .shape = {rows_of[m], columns_of[m]}};
+        q3_tensor_size(&tensor);
+        block_rows[m] = q3_frame_cut(&tensor) / (2 * columns_of[m]);
+        blocks_in[m] = (rows_of[m] - 1) / block_rows[m] + 1;
+        blocks_an_expert += blocks_in[m];
+    }
+    munmap(row, COLUMNS_MAX * sizeof *row);
+    for (unsigned form = 0; form < 2; form++)
+        blocks[form] = map(experts * blocks_an_expert * sizeof **blocks);
+    q3_coder *coder = q3_coder_create(&err);
+    size_t raw_at = 0, frame_at = 0, sizes[BLOCKS_MAX], frames_at[BLOCKS_MAX], raws_at[BLOCKS_MAX];
+    for (unsigned m = 0, b = 0; m < MATRICES; m++)
+        for (uint32_t i = 0; i < blocks_in[m]; i++, b++) {
+            const uint32_t left = rows_of[m] - i * block_rows[m];
+            const size_t bytes =
+                2 * (size_t)columns_of[m] * (left < block_rows[m] ? left : block_rows[m]);
+            q3_codec codec = Q3_CODEC_BITPLANE;
+            if (!coder ||
+                !q3_codec_encode(coder, &codec, Q3_BF16, columns_of[m], raw_memory + raw_at, bytes,
+                                 frame_memory + frame_at, &sizes[b], &err))
+                die(err.message);
+            frames_at[b] = frame_at;
+            raws_at[b] = raw_at;
+            raw_at += bytes;
+            frame_at += (sizes[b] + 63) / 64 * 64;
+        }
+    q3_coder_destroy(coder);
+    for (unsigned e = 0; e < experts; e++) {
+        if (e) {
+            memcpy(raw_memory + e * raw_at, raw_memory, raw_at);
+            memcpy(frame_memory + e * frame_at, frame_memory, frame_at);
+        }
+        for (unsigned b = 0; b < blocks_an_expert; b++) {
+            blocks[0][e * blocks_an_expert + b] =
+                (q3_block){.data = raw_memory + e * raw_at + raws_at[b]};
+            blocks[1][e * blocks_an_expert + b] =
+                (q3_block){.data = frame_memory + e * frame_at + frames_at[b],
+                           .stored_bytes = (uint32_t)sizes[b]};
+        }
+    }
+}
+
+// ---- products ----
+
+typedef struct product_run {
+    const q3_products *products;
+    unsigned form; // 0: raw, 1: frames
+    size_t vectors;
+    const void *panels[MATRICES][VECTORS_MAX];
+    float *y[VECTORS_MAX];
+    void *scratch[THREADS];
+    q3_coder *coders[THREADS];
+} product_run;
+
+static product_run run;
+static uint64_t probe_sums[THREADS];
+
+static void product_task(void *context, uint32_t index, unsigned worker)
+{
+    (void)context;
+    const uint32_t expert = index / blocks_an_expert;
+    uint32_t block = index % blocks_an_expert;
+    unsigned m = 0;
+    const q3_block *first = blocks[run.form] + expert * blocks_an_expert;
+    for (; block >= blocks_in[m]; block -= blocks_in[m++])
+        first += blocks_in[m];
+    const q3_matrix matrix = {
+        .blocks = first, .rows = rows_of[m], .columns = columns_of[m], .block_rows = block_rows[m]};
+    if (!q3_matrix_multiply(&matrix, block, run.products, run.panels[m], run.vectors, run.y,
+                            run.scratch[worker], run.coders[worker]))
+        die("a frame is broken");
+}
+
+static void probe_task(void *context, uint32_t index, unsigned worker)
+{
+    (void)context;
+    const uint64_t *from =
+        (const uint64_t *)(const void *)(raw_memory + (size_t)index * (EXPERT_BYTES / 16));
+    uint64_t sums[8] = {0};
+    for (size_t i = 0; i < EXPERT_BYTES / 16 / sizeof *from; i += 8)
+        for (unsigned j = 0; j < 8; j++)
+            sums[j] += from[i + j];
+    for (unsigned j = 0; j < 8; j++)
+        probe_sums[worker] += sums[j];
+}
+
+// Seconds of the best pass over all experts.
+static double time_passes(q3_workers *workers, q3_task *task, uint32_t tasks)
+{
+    double best = INFINITY;
+    for (unsigned p = 0; p < passes; p++) {
+        const double start = seconds();
+        q3_workers_run(workers, task, NULL, tasks);
+        best = fmin(best, seconds() - start);
+    }
+    return best / q3_workers_count(workers);
+}
+
+static void set_vectors(const q3_products *products, size_t vectors)
+{
+    static float *x;
+    static void *panels[MATRICES][VECTORS_MAX];
+    if (!x) {
+        x = map(COLUMNS_MAX * sizeof *x);
+        for (unsigned i = 0; i < COLUMNS_MAX; i++)
+            x[i] = (float)random_normal();
+    }
+    const float *all[VECTORS_MAX];
+    for (size_t v = 0; v < VECTORS_MAX; v++)
+        all[v] = x;
+    run.products = products;
+    run.vectors = vectors;
+    for (unsigned m = 0; m < MATRICES; m++)
+        for (size_t v = 0; v < vectors; v += products->panel) {
+            const size_t panel = v / products->panel;
+            const size_t left = vectors - v;
+            free(panels[m][panel]);
+            panels[m][panel] = aligned_alloc(64, products->panel_bytes(columns_of[m]));
+            if (!panels[m][panel])
+                die("out of memory");
+            products->arrange(all, (unsigned)(left < products->panel ? left : products->panel),
+                              columns_of[m], panels[m][panel]);
+            run.panels[m][panel] = panels[m][panel];
+        }
+}
+
+static void measure_products(const q3_products *products, q3_workers *const workers[THREADS],
+                             const double probe[THREADS])
+{
+    static const size_t counts[] = {1, 2, 3, 4, 6, 8, 16, 32, 64, 128};
+    const double bytes = (double)EXPERT_BYTES * experts;
+    q3_products decoding = *products;
+    decoding.fused_vectors = 0;
+    printf("\n%-8s vectors       raw     fused   decoded  GB/s on 1 thread   raw     fused  on 2"
+           "   (ratio to the read probe)  GFLOP/s on 1 and 2\n",
+           products->name);
+    for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
+        double figure[THREADS][3] = {0};
+        const unsigned before = passes;
+        passes = counts[i] > 8 ? 1 : counts[i] > 2 ? 3 : passes;
+        for (unsigned t = 0; t < THREADS; t++)
+            for (unsigned how = 0; how < 3; how++) {
+                if ((how == 1 &&
+                     (!products->multiply_frame || counts[i] > products->fused_vectors)) ||
+                    (counts[i] > 8 && how == 2) || (t == 1 && how == 2))
+                    continue;
+                set_vectors(how == 2 ? &decoding : products, counts[i]);
+                run.form = how != 0;
+                const unsigned all = experts;
+                if (counts[i] > 8)
+                    experts = all > 4 ? 4 : all;
+                const uint32_t tasks = experts * blocks_an_expert;
+                figure[t][how] =
+                    bytes * experts / all / time_passes(workers[t], product_task, tasks) / 1e9;
+                experts = all;
+            }
+        passes = before;
+        printf("%16zu", counts[i]);
+        for (unsigned how = 0; how < 3; how++)
+            printf(figure[0][how] > 0 ? "%10.2f" : "         -", figure[0][how]);
+        printf("             ");
+        for (unsigned how = 0; how < 2; how++)
+            printf(figure[1][how] > 0 ? "%10.2f" : "         -", figure[1][how]);
+        printf("   ");
+        for (unsigned t = 0; t < THREADS; t++)
+            for (unsigned how = 0; how < 2; how++)
+                if (figure[t][how] > 0)
+                    printf(" %.2f", figure[t][how] / probe[t]);
+        printf("   %.1f %.1f\n", figure[0][0] * (double)counts[i],
+               figure[1][0] * (double)counts[i]);
+    }
+}
+
+// ---- attention ----
+
+static void measure_attention(const q3_kernels *kernels)
+{
+    enum { HEADS = 8, DIM = 128, POSITIONS_MAX = 8192 };
+    static const size_t positions[] = {512, 4096, POSITIONS_MAX};
+    const size_t stride = q3_score_stride(POSITIONS_MAX + Q3_ATTEND_TOKENS - 1);
+    const size_t kept = stride * DIM;
+    float *query = map(Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *query);
+    float *out = map(Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *out);
+    float *scores = map(Q3_ATTEND_TOKENS * HEADS * stride * sizeof *scores);
+    float *keys = map(kept * sizeof *keys), *values = map(kept * sizeof *values);
+    uint16_t *narrow_keys = map(kept * 2), *narrow_values = map(kept * 2);
+    for (size_t i = 0; i < Q3_ATTEND_TOKENS * HEADS * DIM; i++)
+        query[i] = (float)random_normal();
+    for (size_t i = 0; i < kept; i++) {
+        keys[i] = (float)(2 * random_unit() - 1);
+        values[i] = (float)(2 * random_unit() - 1);
+    }
+    kernels->narrow(keys, kept, narrow_keys);
+    kernels->narrow(values, kept, narrow_values);
+    printf(
+        "\n%-8s attention of 8 heads of 128: us and GFLOP/s for 1 and 4 tokens, float32 and bf16\n",
+        kernels->name);
+    for (unsigned i = 0; i < sizeof positions / sizeof *positions; i++) {
+        printf("%16zu", positions[i]);
+        for (unsigned narrow = 0; narrow < 2; narrow++)
+            for (unsigned tokens = 1; tokens <= Q3_ATTEND_TOKENS; tokens += Q3_ATTEND_TOKENS - 1) {
+                const q3_attention attention = {
+                    .query = query,
+                    .out = out,
+                    .query_stride = HEADS * DIM,
+                    .out_stride = HEADS * DIM,
+                    .tokens = tokens,
+                    .heads = HEADS,
+                    .head_dim = DIM,
+                    .positions = positions[i],
+                    .keys = narrow ? (const void *)narrow_keys : keys,
+                    .values = narrow ? (const void *)narrow_values : values,
+                    .narrow = narrow,
+                    .scale = 0.088388348f,
+                    .scores = scores,
+                };
+                double best = INFINITY;
+                for (unsigned p = 0; p < 2 + passes; p++) {
+                    const double start = seconds();
+                    kernels->attend(&attention);
+                    best = fmin(best, seconds() - start);
+                }
+                printf("%10.1f (%5.1f)", best * 1e6,
+                       4.0 * HEADS * DIM * (double)positions[i] * tokens / best / 1e9);
+            }
+        printf("\n");
+    }
+    munmap(query, Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *query);
+    munmap(out, Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *out);
+    munmap(scores, Q3_ATTEND_TOKENS * HEADS * stride * sizeof *scores);
+    munmap(keys, kept * sizeof *keys);
+    munmap(values, kept * sizeof *values);
+    munmap(narrow_keys, kept * 2);
+    munmap(narrow_values, kept * 2);
+}
+
+static unsigned argument(const char *text, unsigned most)
+{
+    const long number = strtol(text, NULL, 10);
+    if (number < 1 || number > (long)most)
+        die("expected bench_kernels [EXPERTS [PASSES]]");
+    return (unsigned)number;
+}
+
+int main(int argc, char **argv)
+{
+    q3_error err;
+    if (argc > 1)
+        experts = argument(argv[1], 1024);
+    if (argc > 2)
+        passes = argument(argv[2], 99);
+    make_experts();
+    q3_workers *workers[THREADS];
+    double probe[THREADS];
+    for (unsigned v = 0; v < VECTORS_MAX; v++)
+        run.y[v] = map(COLUMNS_MAX * sizeof(float));
+    for (unsigned t = 0; t < THREADS; t++) {
+        run.scratch[t] = map(Q3_BLOCK_BYTES_MAX);
+        if (!q3_workers_create(t + 1, &workers[t], &err) ||
+            !(run.coders[t] = q3_coder_create(&err)))
+            die(err.message);
+        probe[t] = (double)EXPERT_BYTES * experts /
+                   time_passes(workers[t], probe_task, 16 * experts) / 1e9;
+    }
+    printf("read probe: %.2f GB/s on 1 thread, %.2f on 2\n", probe[0], probe[1]);
+    const q3_kernels *before = NULL;
+    for (unsigned level = 1; level <= q3_cpu_detected(); level++) {
+        const q3_kernels *kernels = q3_kernels_for((q3_cpu_level)level);
+        if (kernels == before)
+            continue;
+        measure_products(kernels->few, workers, probe);
+        if (kernels->many != kernels->few)
+            measure_products(kernels->many, workers, probe);
+        measure_attention(kernels);
+        before = kernels;
+    }
+    for (unsigned t = 0; t < THREADS; t++) {
+        q3_workers_destroy(workers[t]);
+        q3_coder_destroy(run.coders[t]);
+    }
+    return probe_sums[0] == 1;
+}
