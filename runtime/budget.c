@@ -5,6 +5,7 @@
 #include "expert_cache.h"
 #include "forward.h"
 #include "kv_cache.h"
+#include "team.h"
 
 #include <inttypes.h>
 
@@ -59,6 +60,7 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         .kv_cache = request->sessions * q3_kv_cache_bytes(config, request->context, false),
         // Each session keeps the logits of its last position.
         .scratch = q3_scratch_bytes(config, request->context, request->threads) +
+                   q3_team_bytes(request->threads) +
                    (uint64_t)request->sessions * config->vocab_size * sizeof(float),
     };
     const uint64_t fixed =

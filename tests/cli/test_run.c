@@ -469,9 +469,9 @@ static void test_wrong_command_lines(void **state)
     q3_test_expect(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", "a", "-m", "1M", "-t",
                                "1", "-c", "64", NULL),
                    6,
-                   "q3-run: memory budget of 1,048,576 bytes: at least 13,769,152 are needed: "
+                   "q3-run: memory budget of 1,048,576 bytes: at least 14,817,728 are needed: "
                    "dense weights 1,183,744, KV cache for 64 positions 196,608, one expert a layer "
-                   "73,728, program and scratch 12,315,072\n");
+                   "73,728, program and scratch 13,363,648\n");
 }
 
 // ---- wrong pools ----
