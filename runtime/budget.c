@@ -5,6 +5,7 @@
 #include "expert_cache.h"
 #include "forward.h"
 #include "kv_cache.h"
+#include "team.h"
 
 #include <inttypes.h>
 
@@ -17,12 +18,10 @@ static uint64_t process_bytes(const q3_budget_request *request)
         A_TOKEN = 224,        // tokenizer tables, and the JSON tree that they are made from
         A_FILE = 2048,        // pack.json, parsed and checked
         A_THREAD = 768 << 10, // stack, a stored frame, and the decoder's state
-        A_BLOCK = Q3_BLOCK_BYTES_MAX,
     };
     return PROGRAM + (uint64_t)A_TOKEN * request->config->vocab_size +
            A_FILE * request->pack_files +
-           (uint64_t)(A_THREAD + A_BLOCK) * request->scratch.threads +
-           (uint64_t)A_THREAD * request->readers;
+           (uint64_t)A_THREAD * (request->scratch.threads + request->readers);
 }
 
 static uint64_t experts_bytes(const q3_budget_request *request, uint32_t a_layer)
@@ -58,7 +57,7 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         .kv_cache = request->sessions *
                     q3_kv_cache_bytes(config, request->scratch.context, request->narrow),
         // Each session keeps the logits of its last position.
-        .scratch = q3_scratch_bytes(&request->scratch) +
+        .scratch = q3_scratch_bytes(&request->scratch) + q3_team_bytes(request->scratch.threads) +
                    ((uint64_t)request->sessions + request->kept_logits) * config->vocab_size *
                        sizeof(float),
     };

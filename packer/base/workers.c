@@ -5,6 +5,7 @@
 #include "limits.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,8 +21,13 @@
 // run every few dozen microseconds and waking a thread takes as long.
 enum {
     CACHE_LINE = 64,
-    PATIENCE_NS = 50000, // longer than the gaps between the runs of a token
-    LOOKS_A_TIME = 16,   // between two readings of the clock
+    // Longer than most gaps between the runs of a token. On a busy machine this is what a waiting
+    // thread takes from others, which may be the very threads it waits for.
+    INSIST_NS = 10000,
+    // Until then it lets others go first but is still there at once on a machine with nothing else
+    // to do.
+    PATIENCE_NS = 50000,
+    LOOKS_A_TIME = 16, // between two readings of the clock
 };
 
 struct q3_workers {
@@ -109,14 +115,16 @@ static bool await_briefly(const q3_workers *workers, bool (*ready)(const q3_work
         return true;
     if (!workers->patient)
         return false;
-    const int64_t end = clock_ns() + PATIENCE_NS;
-    do {
+    const int64_t start = clock_ns();
+    for (int64_t waited = 0; waited < PATIENCE_NS; waited = clock_ns() - start) {
+        if (waited > INSIST_NS)
+            sched_yield();
         for (unsigned i = 0; i < LOOKS_A_TIME; i++) {
             relax();
             if (ready(workers))
                 return true;
         }
-    } while (clock_ns() < end);
+    }
     return false;
 }
 
