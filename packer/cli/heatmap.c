@@ -8,14 +8,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-// "story.txt and 2 more; tokens: prompt 1,234, answer 567".
+// "story.txt and 2 more; tokens: prompt 1,234, answer 567". Of paths the last part: pictures
+// travel.
 static char *describe_texts(const q3_profile *profile, q3_error *err)
 {
     char prompt[Q3_GROUPED_MAX], answer[Q3_GROUPED_MAX], more[40] = "";
+    const char *name = profile->text_count ? profile->texts[0].name : "";
+    const char *slash = strrchr(name, '/');
     if (profile->text_count > 1)
         snprintf(more, sizeof more, " and %zu more", profile->text_count - 1);
-    return q3_format(err, "%s%s%stokens: prompt %s, answer %s",
-                     profile->text_count ? profile->texts[0].name : "", more,
+    return q3_format(err, "%s%s%stokens: prompt %s, answer %s", slash ? slash + 1 : name, more,
                      profile->text_count ? "; " : "",
                      q3_grouped(profile->tokens[Q3_PHASE_PROMPT], prompt),
                      q3_grouped(profile->tokens[Q3_PHASE_ANSWER], answer));

@@ -20,7 +20,7 @@ static const q3_font title_font = {16, true, "#1a1a1a"}, subtitle_font = {12, fa
                      label_font = {13, false, "#333333"}, tick_font = {11, false, "#555555"};
 static const q3_stroke outline_stroke = {"#e8590c", 1.2, NULL}, edge_stroke = {"#8a8f98", 1, NULL};
 
-enum { LEFT = 64, RIGHT = 28, BAR_WIDTH = 260, BAR_HEIGHT = 12 };
+enum { LEFT = 64, RIGHT = 28, BAR_WIDTH = 260, BAR_HEIGHT = 12, LABEL_ROOM = 36 };
 
 typedef struct drawing {
     const q3_heatmap *map;
@@ -193,8 +193,12 @@ static void draw_legend(drawing *d)
         q3_svg_rect(&d->svg, LEFT + i * each, top, each, BAR_HEIGHT, levels[i]);
     q3_svg_frame(&d->svg, LEFT - 0.5, top - 0.5, BAR_WIDTH + 1, BAR_HEIGHT + 1, &edge_stroke);
     const double step = d->largest > 0 ? q3_svg_tick_step(0, d->largest, 4) : 1;
+    double labelled = 0;
     for (unsigned i = 0; i * step <= d->largest * (1 + 1e-9); i++) {
         const double x = LEFT + darkness(d, i * step) * BAR_WIDTH;
+        if (x - labelled < LABEL_ROOM)
+            continue;
+        labelled = x;
         snprintf(text, sizeof text, "%s %%", q3_svg_number(100 * i * step, 3, number));
         q3_svg_line(&d->svg, x, top + BAR_HEIGHT + 1, x, top + BAR_HEIGHT + 5, &edge_stroke);
         q3_svg_text(&d->svg, x, top + BAR_HEIGHT + 18, Q3_ANCHOR_MIDDLE, &tick_font, text);

@@ -35,7 +35,7 @@ static void write_profile(const char *path, const double *score, uint64_t model)
                               .moe_intermediate_size = 2};
     q3_profile profile;
     assert_ok(q3_profile_create(&config, (q3_hash128){.low = model}, &profile, &error));
-    assert_ok(q3_profile_add_text(&profile, "a.txt", 8, 0, &error));
+    assert_ok(q3_profile_add_text(&profile, "texts/a.txt", 8, 0, &error));
     for (uint32_t layer = 0; layer < 2; layer++)
         for (uint32_t expert = 0; expert < 4; expert++)
             if (score[layer * 4 + expert] > 0)
