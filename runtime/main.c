@@ -209,8 +209,17 @@ static const q3_option score_options[] = {
      .target = &O.file,
      .help = "the text, taken as it is"},
     IDS_OPTION,
+    {.name = "step",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.step,
+     .min = 1,
+     .max = 1 << 24,
+     .help = "feed so many tokens at a time: with 1, experts are read as in an answer; the default "
+             "is all"},
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    STATS_OPTION,
     WARNING_OPTION,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
 };

@@ -22,6 +22,7 @@ typedef struct q3_run_options {
     // what is run
     const char *prompt, *ids, *system, *file, *text;
     bool raw;
+    uint64_t step; // tokens fed at a time; 0: all
     // the answer
     double temperature, top_p, min_p, repeat_penalty;
     uint64_t top_k, seed, max_tokens;

@@ -437,13 +437,13 @@ static result mean(const ladder *l, const measured *m)
 
 static void print_row(const char *size, const char *how, result r)
 {
-    printf("%4s  %-8s %9.4f %11.2f %8.1f %8.4f %9.1f\n", size, how, r.nll, r.perplexity,
+    printf("%4s %-8s %8.4f %10.2f %7.1f %8.4f %9.1f\n", size, how, r.nll, r.perplexity,
            100 * r.agreement, r.kl, 100 * r.outside);
 }
 
 static void print_table(const ladder *l)
 {
-    printf("%4s  %-8s %9s %11s %8s %8s %9s\n", "size", "pool", "NLL", "perplexity", "top-1 %", "KL",
+    printf("%4s %-8s %8s %10s %7s %8s %9s\n", "size", "pool", "NLL", "perplexity", "top-1 %", "KL",
            "outside %");
     print_row("all", "full", mean(l, &l->full));
     for (size_t i = 0; i < l->rung_count; i++) {

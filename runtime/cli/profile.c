@@ -199,8 +199,8 @@ static bool write_profile(const profiling *p, q3_error *err)
         return false;
     if (q3_options.router_bias_out && !write_bias(p, err))
         return false;
-    printf("%zu texts, %s tokens of prompts, %s of answers\n", p->profile.text_count,
-           q3_grouped(p->profile.tokens[Q3_PHASE_PROMPT], a),
+    printf("%zu text%s, %s tokens of prompts, %s of answers\n", p->profile.text_count,
+           p->profile.text_count == 1 ? "" : "s", q3_grouped(p->profile.tokens[Q3_PHASE_PROMPT], a),
            q3_grouped(p->profile.tokens[Q3_PHASE_ANSWER], b));
     return true;
 }

@@ -3,6 +3,8 @@
 // q3-run logits and q3-run score: what the model says about given tokens.
 #include "cli.h"
 
+#include "base/progress.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -101,8 +103,15 @@ static bool score(const q3_loaded *loaded, q3_ids *ids, q3_error *err)
         return false;
     if (ids->count < 2)
         return q3_fail(err, Q3_USAGE, "expected at least 2 tokens to score, found %zu", ids->count);
-    return q3_session_feed(loaded->session, ids->ids, ids->count, &observer, err) &&
-           say_score(&result, err);
+    q3_run_statistics run = {.load_seconds = loaded->seconds, .prompt_tokens = ids->count};
+    const double started = q3_now();
+    const size_t step = q3_options.step ? (size_t)q3_options.step : ids->count;
+    for (size_t at = 0; at < ids->count; at += step)
+        if (!q3_session_feed(loaded->session, ids->ids + at,
+                             ids->count - at < step ? ids->count - at : step, &observer, err))
+            return false;
+    run.prompt_seconds = q3_now() - started;
+    return say_score(&result, err) && q3_statistics_show(loaded, &run, err);
 }
 
 int q3_command_score(const char *const *arguments)
