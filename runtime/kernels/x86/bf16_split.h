@@ -26,7 +26,7 @@ static inline __m512 q3_split_widen(__m256i numbers)
 // The first `count` of 16 lanes.
 static inline __mmask16 q3_split_mask(size_t count)
 {
-    return count < 16 ? (__mmask16)((1u << count) - 1) : (__mmask16)0xffff;
+    return (__mmask16)(count < 16 ? (1u << count) - 1 : 0xffff);
 }
 
 // The first 32 of `count` numbers; what is missing becomes zero and is not read.

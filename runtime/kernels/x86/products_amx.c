@@ -99,16 +99,18 @@ static inline void multiply_2_by_2(work *w, const chunk *c, size_t tile, size_t 
         _tile_loadd(2, s0[1], 64);
         _tile_loadd(3, s1[1], 64);
     }
-    const size_t pairs = (w->panels + 1) / 2;
-    for (size_t k = 0; k < c->count; k++) {
-        if (c->ahead && k % pairs == panel / 2) {
+    const size_t stride = c->stride, count = c->count;
+    size_t fetched = c->ahead ? panel / 2 : count;
+    for (size_t k = 0; k < count; k++) {
+        if (k == fetched) {
+            fetched += (w->panels + 1) / 2;
             fetch_ahead(c, tile, w->height, k);
             fetch_ahead(c, tile + 1, w->height, k);
         }
         _tile_loadd(6, b0, 64);
-        _tile_loadd(4, a0, c->stride);
+        _tile_loadd(4, a0, stride);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a1, c->stride);
+        _tile_loadd(5, a1, stride);
         _tile_dpbf16ps(2, 5, 6);
         _tile_loadd(7, b1, 64);
         _tile_dpbf16ps(1, 4, 7);
@@ -148,22 +150,25 @@ static inline void multiply_4_by_1(work *w, const chunk *c, size_t tile, size_t 
         _tile_loadd(2, s[2], 64);
         _tile_loadd(3, s[3], 64);
     }
-    const size_t pairs = (w->panels + 1) / 2;
-    for (size_t k = 0; k < c->count; k++) {
-        if (c->ahead && k % pairs == panel / 2)
+    const size_t stride = c->stride, count = c->count;
+    size_t fetched = c->ahead ? panel / 2 : count;
+    for (size_t k = 0; k < count; k++) {
+        if (k == fetched) {
+            fetched += (w->panels + 1) / 2;
             for (size_t i = 0; i < 4; i++)
                 fetch_ahead(c, tile + i, w->height, k);
+        }
         _tile_loadd(6, b, 64);
-        _tile_loadd(4, a0, c->stride);
+        _tile_loadd(4, a0, stride);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a1, c->stride);
+        _tile_loadd(5, a1, stride);
         _tile_dpbf16ps(1, 5, 6);
         _tile_loadd(7, b + TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 7);
         _tile_dpbf16ps(1, 5, 7);
-        _tile_loadd(4, a2, c->stride);
+        _tile_loadd(4, a2, stride);
         _tile_dpbf16ps(2, 4, 6);
-        _tile_loadd(5, a3, c->stride);
+        _tile_loadd(5, a3, stride);
         _tile_dpbf16ps(3, 5, 6);
         _tile_dpbf16ps(2, 4, 7);
         _tile_dpbf16ps(3, 5, 7);
@@ -191,16 +196,18 @@ static inline void multiply_2_by_1(work *w, const chunk *c, size_t tile, size_t 
         _tile_loadd(0, s[0], 64);
         _tile_loadd(1, s[1], 64);
     }
-    const size_t pairs = (w->panels + 1) / 2;
-    for (size_t k = 0; k < c->count; k++) {
-        if (c->ahead && k % pairs == panel / 2) {
+    const size_t stride = c->stride, count = c->count;
+    size_t fetched = c->ahead ? panel / 2 : count;
+    for (size_t k = 0; k < count; k++) {
+        if (k == fetched) {
+            fetched += (w->panels + 1) / 2;
             fetch_ahead(c, tile, w->height, k);
             fetch_ahead(c, tile + 1, w->height, k);
         }
         _tile_loadd(6, b, 64);
-        _tile_loadd(4, a0, c->stride);
+        _tile_loadd(4, a0, stride);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(5, a1, c->stride);
+        _tile_loadd(5, a1, stride);
         _tile_dpbf16ps(1, 5, 6);
         _tile_loadd(7, b + TILE_BYTES, 64);
         _tile_dpbf16ps(0, 4, 7);
