@@ -227,7 +227,10 @@ static char *describe_request(const extraction *x, q3_error *err)
     bool ok = append(&text, err, "codec %s\n", q3_codec_name(x->options->codec)) &&
               append(&text, err, "components %s\n", selection->components) &&
               append(&text, err, "layers %s\n", selection->layers ? selection->layers : "all") &&
-              append(&text, err, "experts %s\n", selection->experts ? selection->experts : "all");
+              (selection->pool ? append(&text, err, "experts of pool %s\n",
+                                        q3_hash128_text(q3_pool_hash(&x->plan->pool), hash))
+                               : append(&text, err, "experts %s\n",
+                                        selection->experts ? selection->experts : "all"));
     for (size_t i = 0; ok && i < x->set.copy_count; i++)
         ok = append(&text, err, "copy %s %s\n", x->set.copies[i].name,
                     q3_hash128_text(x->set.copies[i].hash, hash));

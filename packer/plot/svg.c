@@ -90,10 +90,11 @@ bool q3_svg_end(q3_svg *svg, char **text, size_t *size, q3_error *err)
 {
     *text = NULL;
     put(svg, "</svg>\n");
+    fputc(0, svg->memory.stream);
     if (!q3_memory_close(&svg->memory, err))
         return false;
     *text = svg->memory.data;
-    *size = svg->memory.size;
+    *size = svg->memory.size - 1;
     *svg = (q3_svg){0};
     return true;
 }

@@ -25,7 +25,7 @@ typedef struct q3_stroke {
 // Starts a picture; `title` is read to those who cannot see it. Running out of memory is remembered
 // and reported at the end.
 bool q3_svg_begin(q3_svg *svg, double width, double height, const char *title, q3_error *err);
-// Ends it. The text is the caller's, to free().
+// Ends it. The text is the caller's, to free(), with a NUL behind it that *size does not count.
 bool q3_svg_end(q3_svg *svg, char **text, size_t *size, q3_error *err);
 // Gives up.
 void q3_svg_abandon(q3_svg *svg);

@@ -102,8 +102,8 @@ bool q3_pool_choose_bytes(const double *share, const uint64_t *bytes, uint32_t l
     if (ok && used > budget) {
         char found[Q3_GROUPED_MAX], needed[Q3_GROUPED_MAX];
         ok = q3_fail(err, Q3_USAGE,
-                     "a budget of %s bytes: at least %s are needed, for %" PRIu32
-                     " experts in each of %" PRIu32 " layers",
+                     "a budget of %s bytes: at least %s are needed, for the %" PRIu32
+                     " best of each of %" PRIu32 " layers",
                      q3_grouped(budget, found), q3_grouped(used, needed), least, layers);
     }
     size_t left = 0;

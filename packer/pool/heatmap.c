@@ -82,7 +82,13 @@ static void draw_cells(drawing *d)
 {
     const q3_heatmap *map = d->map;
     q3_svg_rect(&d->svg, LEFT, d->top, d->width, d->height, levels[0]);
+    bool used[LEVELS] = {false};
+    for (uint32_t layer = 0; layer < map->layers; layer++)
+        for (uint32_t i = 0; i < map->experts; i++)
+            used[level_at(d, layer, i)] = true;
     for (unsigned level = 1; level < LEVELS; level++) {
+        if (!used[level])
+            continue;
         q3_svg_fill_begin(&d->svg, levels[level]);
         for (uint32_t layer = 0; layer < map->layers; layer++)
             for (uint32_t i = 0; i < map->experts;) {

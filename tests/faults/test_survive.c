@@ -12,6 +12,7 @@
 #include "inject.h"
 #include "pack.h"
 #include "plan.h"
+#include "pool/profile.h"
 #include "power.h"
 #include "small_model.h"
 #include "support.h"
@@ -1139,6 +1140,81 @@ static void test_verify_faults(void **state)
     free(manifest);
 }
 
+static char *profile, *pool_file;
+
+static q3_test_result choose_pool(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "pool", profile, "--size", "2", "--pack", whole,
+                       "--quiet", NULL);
+}
+
+static q3_test_result choose_to_output(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "pool", profile, "--size", "2", "--quiet", NULL);
+}
+
+static q3_test_result draw_heatmap(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "heatmap", profile, NULL);
+}
+
+static q3_test_result write_pool(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "pool", profile, "--size", "2", "--quiet", "-o",
+                       pool_file, NULL);
+}
+
+static void check_pool_file(const q3_test_result *result)
+{
+    (void)result;
+    char *text = q3_test_read(pool_file, NULL);
+    assert_string_equal(text, expected_output);
+    free(text);
+    assert_int_equal(unlink(pool_file), 0);
+}
+
+// The whole file under its name, or none.
+static void pool_after_end(void)
+{
+    if (access(pool_file, F_OK) == 0)
+        check_pool_file(NULL);
+}
+
+static void test_pool_faults(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_set set;
+    q3_hash128 hash;
+    q3_profile made;
+    profile = q3_test_path("%s/profile.json", directory);
+    pool_file = q3_test_path("%s/pool.json", directory);
+    if (!q3_set_open(whole, &set, &error) || !q3_profile_model_hash(&set, &hash, &error) ||
+        !q3_profile_create(&set.config, hash, &made, &error) ||
+        !q3_profile_add_text(&made, "text", 3, 0, &error))
+        fail_msg("%s", error.message);
+    for (uint32_t layer = 0; layer < made.layers; layer++)
+        for (uint32_t expert = 0; expert < made.experts; expert++)
+            q3_profile_add_chosen(&made, Q3_PHASE_PROMPT, layer, expert, 0.5, expert + 1);
+    if (!q3_profile_write(&made, profile, &error))
+        fail_msg("%s", error.message);
+    q3_profile_destroy(&made);
+    q3_set_close(&set);
+
+    static const subject choose = {"q3-pack", choose_pool, check_output, nothing, 1};
+    static const subject draw = {"q3-pack", draw_heatmap, check_output, nothing, 1};
+    static const subject write = {"q3-pack", write_pool, check_pool_file, pool_after_end, 1};
+    expect_output_of(choose_pool);
+    TRY_FAULTS(&choose, reading_faults);
+    expect_output_of(draw_heatmap);
+    TRY_FAULTS(&draw, reading_faults);
+    expect_output_of(choose_to_output);
+    // Without the last two: it makes no directory.
+    try_faults(&write, writing_faults, sizeof writing_faults / sizeof *writing_faults - 2);
+    free(profile);
+    free(pool_file);
+}
+
 static void test_run_faults(void **state)
 {
     (void)state;
@@ -1160,6 +1236,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_interrupted),    cmocka_unit_test(test_full_disk),
         cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_export_faults),
         cmocka_unit_test(test_verify_faults),  cmocka_unit_test(test_run_faults),
+        cmocka_unit_test(test_pool_faults),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);
