@@ -30,9 +30,8 @@
 #include <unistd.h>
 
 static char *directory, *model, *whole, *made, *manifest_path, *profile_path, *pool_path;
-static char *spoken,
-    *even_pool_path;  // a pack with a tokenizer, and two of its experts in each layer
-static float *logits; // of a run without faults
+static char *spoken, *pair_path; // a pack with a tokenizer, and a pool of two experts in each layer
+static float *logits;            // of a run without faults
 static q3_inject_record record;
 
 #define assert_ok(call)                    \
@@ -89,7 +88,7 @@ static bool export_as(q3_export_format format, unsigned jobs, q3_error *err)
                                        .output = made,
                                        .format = format,
                                        .text_model = jobs == 1,
-                                       .pool = even_pool_path,
+                                       .pool = pair_path,
                                        .shard_bytes = 20000,
                                        .jobs = jobs,
                                        .quiet = true};
@@ -500,7 +499,7 @@ static void make_spoken(void)
                                         .quiet = true};
     q3_extract_result result;
     assert_ok(q3_extract(&options, &result, &error));
-    q3_test_write_text(even_pool_path, "{\"layers\": [[0, 2], [1, 2]]}");
+    q3_test_write_text(pair_path, "{\"layers\": [[0, 2], [1, 2]]}");
     free(with_files);
 }
 
@@ -548,7 +547,7 @@ static int prepare(void **state)
     assert_ok(q3_small_model_write(model, &error));
     assert_ok(extract_to(whole, 1, &error));
     spoken = q3_test_path("%s/spoken", directory);
-    even_pool_path = q3_test_path("%s/even-pool.json", directory);
+    pair_path = q3_test_path("%s/pair.json", directory);
     make_spoken();
     char *path = q3_test_path("%s/config.json", model);
     q3_config config;
@@ -572,8 +571,8 @@ static int clean_up(void **state)
     (void)state;
     free(logits);
     free(pool_path);
-    free(even_pool_path);
     free(spoken);
+    free(pair_path);
     free(profile_path);
     free(manifest_path);
     free(made);
