@@ -171,7 +171,7 @@ static void test_profile_of_text(void **state)
     cJSON_Delete(profile);
     // Neither threads nor memory change a byte.
     free(output_of(q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "--file", text, "-o", same, "-t",
-                               "3", "-m", "19M", "-c", "256", NULL)));
+                               "3", "-m", "27M", "-c", "256", NULL)));
     char *a = q3_test_read(whole, NULL), *b = q3_test_read(same, NULL);
     assert_string_equal(a, b);
     free(a);
@@ -437,7 +437,7 @@ static void test_router_bias(void **state)
 static cJSON *run_small(const char *bias)
 {
     q3_test_result result = q3_test_run(
-        NULL, Q3_TEST_RUN, "score", pack, "--file", TEXTS "story-1.txt", "--step", "1", "-m", "20M",
+        NULL, Q3_TEST_RUN, "score", pack, "--file", TEXTS "story-1.txt", "--step", "1", "-m", "23M",
         "-t", "1", "-c", "256", "--prefer-resident", bias, "--stats", "json", NULL);
     assert_int_equal(result.code, 0);
     cJSON *statistics = parse(result.err);
