@@ -105,7 +105,8 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine);
 const double *q3_engine_outside(const q3_engine *engine);
 
 // Changes the pool between feeds: of members ([layer][expert]; NULL: all) those that the pack
-// holds. Experts in memory stay there, and so does the number of slots. A pool of which the pack
+// holds. Experts in memory stay there; the number of slots and what q3_engine_describe says stay as
+// they were. A pool of which the pack
 // has no expert in some layer is Q3_INCOMPLETE, and the pool is as before.
 bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err);
 

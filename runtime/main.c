@@ -279,7 +279,7 @@ static const q3_option profile_options[] = {
      .target = &O.strength,
      .max = 1000,
      .help = "of that file: S times the logarithm of an expert's score over the layer's mean; the "
-             "default is 1"},
+             "default is 0.25"},
     ENGINE_OPTIONS,
 };
 

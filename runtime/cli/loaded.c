@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1, .strength = 1};
+q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1, .strength = 0.25};
 
 static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
 {
