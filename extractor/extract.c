@@ -12,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 // Frames under way: enough to keep all threads at work while one waits for the disk, and 64 MiB.
@@ -228,7 +227,10 @@ static char *describe_request(const extraction *x, q3_error *err)
     bool ok = append(&text, err, "codec %s\n", q3_codec_name(x->options->codec)) &&
               append(&text, err, "components %s\n", selection->components) &&
               append(&text, err, "layers %s\n", selection->layers ? selection->layers : "all") &&
-              append(&text, err, "experts %s\n", selection->experts ? selection->experts : "all");
+              (selection->pool ? append(&text, err, "experts of pool %s\n",
+                                        q3_hash128_text(q3_pool_hash(&x->plan->pool), hash))
+                               : append(&text, err, "experts %s\n",
+                                        selection->experts ? selection->experts : "all"));
     for (size_t i = 0; ok && i < x->set.copy_count; i++)
         ok = append(&text, err, "copy %s %s\n", x->set.copies[i].name,
                     q3_hash128_text(x->set.copies[i].hash, hash));
@@ -432,15 +434,8 @@ static void release_slot(void *context, void *slot_memory)
 // beside.
 static bool check_space(const extraction *x, uint64_t bytes, q3_error *err)
 {
-    struct statvfs status;
-    if (statvfs(x->set.directory, &status) != 0)
-        return q3_fail_errno(err, "%s: cannot tell the free space", x->set.directory);
-    const uint64_t available = (uint64_t)status.f_bavail * status.f_frsize;
-    const uint64_t wanted = x->options->codec == Q3_CODEC_RAW ? bytes : bytes / 100 * 66;
-    char has[Q3_GROUPED_MAX], needs[Q3_GROUPED_MAX];
-    return wanted <= available ||
-           q3_fail(err, Q3_FAILED, "%s: needs about %s of disk, %s are free", x->set.directory,
-                   q3_human_bytes(wanted, needs), q3_human_bytes(available, has));
+    return q3_directory_check_space(
+        x->set.directory, x->options->codec == Q3_CODEC_RAW ? bytes : bytes / 100 * 66, err);
 }
 
 static int compare_source(const void *a, const void *b)

@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-static const char *components = "text", *layers, *experts, *codec = "bitplane";
+static const char *components = "text", *layers, *experts, *pool, *codec = "bitplane";
 static uint64_t jobs;
 static bool partial, dry_run, quiet, json;
 
@@ -176,6 +176,7 @@ static int run(const char *const *arguments)
         .selection = {.components = components,
                       .layers = layers,
                       .experts = experts,
+                      .pool = pool,
                       .partial = partial},
         .jobs = jobs ? (unsigned)jobs : q3_workers_default(),
         .quiet = quiet,
@@ -219,6 +220,12 @@ static const q3_option options[] = {
      .value_name = "LIST",
      .target = &experts,
      .help = "only these experts of each layer, such as 0-7,12"},
+    {.name = "pool",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &pool,
+     .help = "only the experts of this pool, which may be others in each layer: JSON {\"layers\": "
+             "[[3, 17, ...], ...]}, as q3-pack pool makes it"},
     {.name = "codec",
      .kind = Q3_OPTION_CHOICE,
      .value_name = Q3_CODEC_CHOICES,

@@ -71,15 +71,14 @@ static bool check_names(const q3_plan *plan, q3_error *err)
 }
 
 // Is this tensor asked for?
-static bool is_selected(const q3_plan *plan, const q3_place *place, const bool *layers,
-                        const bool *experts)
+static bool is_selected(const q3_plan *plan, const q3_place *place, const bool *layers)
 {
     if (!plan->wanted[place->component])
         return false;
     const bool in_layer = place->part == Q3_ATTENTION || place->part == Q3_NORMS ||
                           place->part == Q3_ROUTER || place->part == Q3_EXPERT;
     return (!in_layer || layers[place->layer]) &&
-           (place->part != Q3_EXPERT || experts[place->expert]);
+           (place->part != Q3_EXPERT || q3_pool_has(&plan->pool, place->layer, place->expert));
 }
 
 // Counts a tensor that is not there; the first one is described in *err.
@@ -176,28 +175,46 @@ static bool group(q3_plan *plan, placed *tensors, size_t count, q3_error *err)
     return true;
 }
 
+// The experts that are asked for, from --pool or --experts.
+static bool select_experts(q3_plan *plan, const q3_selection *selection, q3_error *err)
+{
+    const uint32_t layers = plan->config.num_hidden_layers, experts = plan->config.num_experts;
+    if (selection->pool)
+        return q3_pool_read(selection->pool, layers, experts, &plan->pool, err);
+    bool *members = q3_alloc_zeroed(experts, sizeof *members, err);
+    const bool ok = members &&
+                    q3_parse_ranges("--experts", selection->experts, experts, members, err) &&
+                    q3_pool_create(layers, experts, &plan->pool, err);
+    for (uint32_t layer = 0; ok && layer < layers; layer++)
+        for (uint32_t expert = 0; expert < experts; expert++)
+            if (members[expert])
+                q3_pool_add(&plan->pool, layer, expert);
+    free(members);
+    return ok;
+}
+
 static bool select_tensors(q3_plan *plan, const q3_selection *selection, q3_error *err)
 {
     const q3_config *config = &plan->config;
     bool *layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *layers, err);
-    bool *experts = layers ? q3_alloc_zeroed(config->num_experts, sizeof *experts, err) : NULL;
     placed *tensors =
-        experts ? q3_alloc((size_t)plan->inventory.tensors, sizeof *tensors, err) : NULL;
+        layers ? q3_alloc((size_t)plan->inventory.tensors, sizeof *tensors, err) : NULL;
     bool ok = tensors != NULL;
-    if (ok && (selection->layers || selection->experts) && !plan->wanted[Q3_TEXT])
+    if (ok && (selection->layers || selection->experts || selection->pool) &&
+        !plan->wanted[Q3_TEXT])
         ok = q3_fail(err, Q3_USAGE,
-                     "--layers and --experts select parts of the text component, "
+                     "--layers, --experts and --pool select parts of the text component, "
                      "which --components leaves out");
     if (ok)
         ok = q3_parse_ranges("--layers", selection->layers, config->num_hidden_layers, layers,
                              err) &&
-             q3_parse_ranges("--experts", selection->experts, config->num_experts, experts, err);
+             select_experts(plan, selection, err);
     size_t count = 0, missing = 0;
     for (uint64_t ordinal = 0; ok && ordinal < plan->inventory.tensors; ordinal++) {
         char name[Q3_NAME_MAX];
         const q3_pattern *pattern = q3_inventory_at(&plan->inventory, ordinal, name);
         const q3_place place = q3_pattern_place(pattern, ordinal);
-        if (!is_selected(plan, &place, layers, experts))
+        if (!is_selected(plan, &place, layers))
             continue;
         const q3_stored_tensor *stored = q3_checkpoint_find(&plan->checkpoint, name);
         if (stored)
@@ -217,7 +234,6 @@ static bool select_tensors(q3_plan *plan, const q3_selection *selection, q3_erro
     }
     ok = ok && group(plan, tensors, count, err);
     free(tensors);
-    free(experts);
     free(layers);
     return ok;
 }
@@ -286,6 +302,8 @@ bool q3_plan_make(const char *model_directory, const char *headers, const q3_sel
     q3_json config = {0};
     char *path = NULL;
     const q3_survey_options options = {.headers = headers};
+    if (selection->experts && selection->pool)
+        return q3_fail(err, Q3_USAGE, "--experts and --pool both say which experts: give one");
     bool ok = q3_checkpoint_survey(model_directory, &options, absent_shards_wait, NULL,
                                    &plan->checkpoint, err) &&
               (path = q3_checkpoint_path(&plan->checkpoint, "config.json", err)) != NULL;
@@ -311,6 +329,7 @@ void q3_plan_free(q3_plan *plan)
         free(plan->copies[i]);
     free(plan->files);
     free(plan->copies);
+    q3_pool_destroy(&plan->pool);
     q3_inventory_free(&plan->inventory);
     q3_checkpoint_close(&plan->checkpoint);
     *plan = (q3_plan){0};

@@ -10,6 +10,7 @@
 #include "checkpoint.h"
 #include "model/config.h"
 #include "model/inventory.h"
+#include "pool/pool.h"
 #include "set.h"
 
 // What to take out of the checkpoint. Strings as on the command line.
@@ -17,6 +18,7 @@ typedef struct q3_selection {
     const char *components; // "text", "all", or names separated by commas
     const char *layers;     // of the text model, such as "0-5"; NULL for all
     const char *experts;    // of each layer, such as "0-7,12"; NULL for all
+    const char *pool;       // path of a pool file, in place of `experts`; NULL for none
     bool partial;           // go on without shards that have not come yet
 } q3_selection;
 
@@ -33,6 +35,7 @@ typedef struct q3_plan {
     q3_inventory inventory;
     q3_config config;
     bool wanted[Q3_COMPONENTS];
+    q3_pool pool;        // the experts that are asked for, of whatever layers are
     q3_plan_file *files; // sorted by place
     size_t file_count;
     char **copies; // names of the small files to copy, sorted

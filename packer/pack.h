@@ -69,6 +69,13 @@ const q3_pack_tensor *q3_pack_find(const q3_pack *pack, const char *name);
 bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t frame,
                         q3_coder *coder, void *stored, void *raw, q3_error *err);
 
+// Reads one frame's stored bytes and checks their hash.
+bool q3_pack_load_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t frame,
+                        void *stored, q3_error *err);
+// The same for a file that is in memory whole, from its first byte on: only the check.
+bool q3_pack_check_image(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t frame,
+                         const uint8_t *image, q3_error *err);
+
 // Reads a whole tensor to raw, which has room for tensor.bytes: every frame checked as it is read.
 // `stored` is scratch of Q3_FRAME_BYTES_MAX, or of the longest frame's stored bytes.
 bool q3_pack_read_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_coder *coder,

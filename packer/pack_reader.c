@@ -312,6 +312,21 @@ bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint3
            (is_raw || q3_pack_decode_frame(pack, tensor, index, coder, stored, raw, err));
 }
 
+bool q3_pack_load_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                        void *stored, q3_error *err)
+{
+    const q3_frame *frame = &pack->frames[tensor->first_frame + index];
+    return q3_file_read(&pack->file, frame->offset, stored, frame->stored_bytes, err) &&
+           check_hash(pack, tensor, index, stored, err);
+}
+
+bool q3_pack_check_image(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                         const uint8_t *image, q3_error *err)
+{
+    return check_hash(pack, tensor, index, image + pack->frames[tensor->first_frame + index].offset,
+                      err);
+}
+
 bool q3_pack_read_tensor(const q3_pack *pack, const q3_pack_tensor *tensor, q3_coder *coder,
                          void *stored, void *raw, q3_error *err)
 {

@@ -440,33 +440,83 @@ const q3_set_file *q3_set_find_tensor(const q3_set *set, const char *name, uint3
     return NULL;
 }
 
+// Is this the file that pack.json means?
+static bool check_pack(const q3_set_file *file, const q3_pack *pack, q3_error *err)
+{
+    char expected[Q3_HASH_TEXT], found[Q3_HASH_TEXT];
+    const char *path = pack->file.path;
+    if (pack->size != file->size)
+        return q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu64 " bytes, found %" PRIu64,
+                       path, file->size, pack->size);
+    if (!q3_hash128_equal(pack->root, file->root))
+        return q3_fail(err, Q3_MALFORMED,
+                       "%s: is another file than the one in pack.json: expected root %s, found %s",
+                       path, q3_hash128_text(file->root, expected),
+                       q3_hash128_text(pack->root, found));
+    if (pack->tensor_count != file->tensor_count)
+        return q3_fail(err, Q3_MALFORMED,
+                       "%s: pack.json expects %" PRIu32 " tensors, found %" PRIu32, path,
+                       file->tensor_count, pack->tensor_count);
+    for (uint32_t i = 0; i < pack->tensor_count; i++)
+        if (strcmp(pack->tensors[i].tensor.name, file->tensors[i].name) != 0)
+            return q3_fail(err, Q3_MALFORMED, "%s: pack.json expects tensor %s, found %s", path,
+                           file->tensors[i].name, pack->tensors[i].tensor.name);
+    return true;
+}
+
+static char *pack_path(const q3_set *set, const q3_set_file *file, q3_error *err)
+{
+    char name[Q3_PLACE_PATH_MAX];
+    return q3_set_path(set, q3_place_path(&file->place, name), err);
+}
+
+// After opening has failed: an absent file is another matter than one that cannot be read.
+static void tell_absent(const char *path, q3_error *err)
+{
+    if (errno == ENOENT && !q3_path_exists(path))
+        q3_fail(err, Q3_INCOMPLETE, "%s: listed in pack.json, but absent", path);
+}
+
 bool q3_set_open_pack(const q3_set *set, const q3_set_file *file, q3_pack *pack, q3_error *err)
 {
-    char name[Q3_PLACE_PATH_MAX], expected[Q3_HASH_TEXT], found[Q3_HASH_TEXT];
     *pack = (q3_pack){.file = {.fd = -1}};
-    char *path = q3_set_path(set, q3_place_path(&file->place, name), err);
+    char *path = pack_path(set, file, err);
     if (!path)
         return false;
     bool ok = q3_pack_open(path, pack, err);
-    if (!ok && errno == ENOENT && !q3_path_exists(path))
-        q3_fail(err, Q3_INCOMPLETE, "%s: listed in pack.json, but absent", path);
-    if (ok && pack->size != file->size)
-        ok = q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu64 " bytes, found %" PRIu64,
-                     path, file->size, pack->size);
-    if (ok && !q3_hash128_equal(pack->root, file->root))
-        ok = q3_fail(err, Q3_MALFORMED,
-                     "%s: is another file than the one in pack.json: expected root %s, found %s",
-                     path, q3_hash128_text(file->root, expected),
-                     q3_hash128_text(pack->root, found));
-    if (ok && pack->tensor_count != file->tensor_count)
-        ok = q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu32 " tensors, found %" PRIu32,
-                     path, file->tensor_count, pack->tensor_count);
-    for (uint32_t i = 0; ok && i < pack->tensor_count; i++)
-        if (strcmp(pack->tensors[i].tensor.name, file->tensors[i].name) != 0)
-            ok = q3_fail(err, Q3_MALFORMED, "%s: pack.json expects tensor %s, found %s", path,
-                         file->tensors[i].name, pack->tensors[i].tensor.name);
     if (!ok)
+        tell_absent(path, err);
+    else if (!check_pack(file, pack, err)) {
         q3_pack_close(pack);
+        ok = false;
+    }
+    free(path);
+    return ok;
+}
+
+bool q3_set_load_pack(const q3_set *set, const q3_set_file *file, bool direct, uint8_t *image,
+                      q3_pack *pack, q3_error *err)
+{
+    *pack = (q3_pack){.file = {.fd = -1}};
+    char *path = pack_path(set, file, err);
+    if (!path)
+        return false;
+    q3_file source;
+    uint64_t needed;
+    bool ok = q3_file_open_whole(path, direct, &source, err);
+    if (!ok)
+        tell_absent(path, err);
+    if (ok && source.size != file->size)
+        ok = q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu64 " bytes, found %" PRIu64,
+                     path, file->size, source.size);
+    ok = ok && q3_file_read_whole(&source, image, err);
+    q3_file_close(&source);
+    const q3_bytes bytes = {image, (size_t)file->size};
+    ok = ok && q3_pack_parse(path, bytes, file->size, pack, &needed, err);
+    if (ok && !check_pack(file, pack, err)) {
+        q3_pack_close(pack);
+        ok = false;
+    }
     free(path);
     return ok;
 }

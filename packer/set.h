@@ -74,6 +74,12 @@ const q3_set_file *q3_set_find_tensor(const q3_set *set, const char *name, uint3
 // root, the names of its tensors. An absent file is Q3_INCOMPLETE.
 bool q3_set_open_pack(const q3_set *set, const q3_set_file *file, q3_pack *pack, q3_error *err);
 
+// The same for the whole file, read to `image` in one go (see q3_file_open_whole for `direct` and
+// for what memory it wants). The pack has no open file then; closing it does not touch the image.
+// Checked are header and directory, not the frames.
+bool q3_set_load_pack(const q3_set *set, const q3_set_file *file, bool direct, uint8_t *image,
+                      q3_pack *pack, q3_error *err);
+
 // Path of a file inside the directory, to free().
 char *q3_set_path(const q3_set *set, const char *name, q3_error *err);
 

@@ -5,9 +5,9 @@
 #include "expert_cache.h"
 #include "forward.h"
 #include "kv_cache.h"
+#include "team.h"
 
 #include <inttypes.h>
-#include <stdio.h>
 
 // What a process takes beside the engine's own buffers. Measured with the real vocabulary and a
 // pack of 6,000 files; see the comments.
@@ -20,20 +20,17 @@ static uint64_t process_bytes(const q3_budget_request *request)
         A_THREAD = 768 << 10, // stack, a stored frame, and the decoder's state
     };
     return PROGRAM + (uint64_t)A_TOKEN * request->config->vocab_size +
-           A_FILE * request->pack_files + (uint64_t)A_THREAD * request->threads;
-}
-
-static uint64_t slots_in_all(const q3_budget_request *request, uint32_t a_layer)
-{
-    uint64_t total = 0;
-    for (uint32_t i = 0; i < request->config->num_hidden_layers; i++)
-        total += request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer;
-    return total;
+           A_FILE * request->pack_files +
+           (uint64_t)A_THREAD * (request->scratch.threads + request->readers);
 }
 
 static uint64_t experts_bytes(const q3_budget_request *request, uint32_t a_layer)
 {
-    return q3_expert_cache_bytes(request->config, slots_in_all(request, a_layer));
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < request->config->num_hidden_layers; i++)
+        total += request->slot_bytes[i] *
+                 (request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer);
+    return total;
 }
 
 static bool refuse(const q3_budget_request *request, const q3_memory_plan *plan, q3_error *err)
@@ -44,8 +41,8 @@ static bool refuse(const q3_budget_request *request, const q3_memory_plan *plan,
                    "memory budget of %s bytes: at least %s are needed: dense weights %s, KV cache "
                    "for %" PRIu32 " positions %s, one expert a layer %s, program and scratch %s",
                    q3_grouped(plan->budget, budget), q3_grouped(plan->minimum, minimum),
-                   q3_grouped(plan->dense, dense), request->context, q3_grouped(plan->kv_cache, kv),
-                   q3_grouped(experts_bytes(request, 1), experts),
+                   q3_grouped(plan->dense, dense), request->scratch.context,
+                   q3_grouped(plan->kv_cache, kv), q3_grouped(experts_bytes(request, 1), experts),
                    q3_grouped(plan->process + plan->scratch + plan->embedding, rest));
 }
 
@@ -57,10 +54,12 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         .process = process_bytes(request),
         .dense = request->dense_bytes,
         .embedding = request->embedding_bytes,
-        .kv_cache = request->sessions * q3_kv_cache_bytes(config, request->context, false),
+        .kv_cache = request->sessions *
+                    q3_kv_cache_bytes(config, request->scratch.context, request->narrow),
         // Each session keeps the logits of its last position.
-        .scratch = q3_scratch_bytes(config, request->context, request->threads) +
-                   (uint64_t)request->sessions * config->vocab_size * sizeof(float),
+        .scratch = q3_scratch_bytes(&request->scratch) + q3_team_bytes(request->scratch.threads) +
+                   ((uint64_t)request->sessions + request->kept_logits) * config->vocab_size *
+                       sizeof(float),
     };
     const uint64_t fixed =
         plan->process + plan->dense + plan->embedding + plan->kv_cache + plan->scratch;
@@ -82,17 +81,4 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
     plan->experts = experts_bytes(request, a_layer);
     plan->total = fixed + plan->experts;
     return true;
-}
-
-uint64_t q3_available_memory(void)
-{
-    FILE *file = fopen("/proc/meminfo", "re");
-    uint64_t kilobytes = 0;
-    char line[256];
-    bool found = false;
-    while (file && !found && fgets(line, sizeof line, file))
-        found = sscanf(line, "MemAvailable: %" SCNu64 " kB", &kilobytes) == 1;
-    if (file)
-        fclose(file);
-    return found ? kilobytes * 1024 : UINT64_MAX;
 }

@@ -8,16 +8,21 @@
 
 #include "engine.h"
 #include "expert_pool.h"
+#include "forward.h"
 
 typedef struct q3_budget_request {
     const q3_config *config;
     const uint32_t *pool_count; // experts of each layer that may be chosen
+    const uint64_t *slot_bytes; // of an expert slot in each layer
     uint64_t dense_bytes, embedding_bytes;
     uint64_t pack_files; // listed in pack.json
-    uint32_t context, sessions;
-    unsigned threads;
-    uint64_t memory;    // the budget asked for; 0 for none
-    uint64_t available; // memory that the machine has free, used when none was asked for
+    q3_scratch_shape scratch;
+    uint32_t sessions;
+    bool narrow; // the KV cache is bf16
+    unsigned readers;
+    uint32_t kept_logits; // rows of logits beside the sessions'
+    uint64_t memory;      // the budget asked for; 0 for none
+    uint64_t available;   // memory that the machine has free, used when none was asked for
 } q3_budget_request;
 
 // Fills the plan, and slots[layer]. A budget in which not one expert a layer fits is Q3_REFUSED.
@@ -25,9 +30,5 @@ typedef struct q3_budget_request {
 // expert a layer needs that.
 bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint32_t *slots,
                     q3_error *err);
-
-// The machine's memory that could be used without swapping (MemAvailable of /proc/meminfo);
-// UINT64_MAX when the system does not say.
-uint64_t q3_available_memory(void);
 
 #endif

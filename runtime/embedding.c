@@ -109,8 +109,8 @@ static const uint8_t *find_frame(q3_embedding *embedding, uint32_t frame, q3_fra
     return oldest->raw;
 }
 
-bool q3_embedding_row(q3_embedding *embedding, uint32_t id, q3_frame_reader *reader, float *row,
-                      q3_error *err)
+static bool read_row(q3_embedding *embedding, uint32_t id, q3_frame_reader *reader, float *row,
+                     q3_error *err)
 {
     const size_t row_bytes = (size_t)embedding->hidden_size * sizeof *embedding->row;
     const uint32_t frame_bytes = embedding->tensor->frame_bytes;
@@ -128,5 +128,86 @@ bool q3_embedding_row(q3_embedding *embedding, uint32_t id, q3_frame_reader *rea
         from += piece;
     }
     embedding->kernels->widen(embedding->row, embedding->hidden_size, row);
+    return true;
+}
+
+// A token of a batch, and the frame that its row is in.
+typedef struct wanted_row {
+    uint32_t frame, token;
+} wanted_row;
+
+static int by_frame(const void *a, const void *b)
+{
+    const wanted_row *one = a, *other = b;
+    return (one->frame > other->frame) - (one->frame < other->frame);
+}
+
+typedef struct rows_run {
+    const q3_embedding *embedding;
+    const uint32_t *ids;
+    const wanted_row *wanted;
+    const uint32_t *first; // of each frame's rows in `wanted`, and the end behind the last
+    float *rows;
+} rows_run;
+
+static bool read_frame_rows(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
+{
+    const rows_run *run = context;
+    const q3_embedding *embedding = run->embedding;
+    const size_t hidden = embedding->hidden_size;
+    const uint32_t frame_rows = embedding->tensor->frame_bytes / (uint32_t)(2 * hidden);
+    const wanted_row *wanted = run->wanted + run->first[index];
+    if (!q3_reader_frame(reader, &embedding->pack, embedding->tensor, wanted->frame, reader->block,
+                         err))
+        return false;
+    for (; wanted < run->wanted + run->first[index + 1]; wanted++)
+        embedding->kernels->widen((const uint16_t *)reader->block +
+                                      run->ids[wanted->token] % frame_rows * hidden,
+                                  hidden, run->rows + wanted->token * hidden);
+    return true;
+}
+
+// The rows of many tokens, the frames on all threads.
+static bool read_rows(q3_embedding *embedding, const uint32_t *ids, uint32_t count,
+                      const q3_team *team, float *rows, q3_error *err)
+{
+    const uint32_t frame_rows = embedding->tensor->frame_bytes / (2 * embedding->hidden_size);
+    wanted_row *wanted = q3_alloc(count, sizeof *wanted, err);
+    uint32_t *first = wanted ? q3_alloc(count + 1, sizeof *first, err) : NULL;
+    bool ok = first != NULL;
+    if (ok) {
+        uint32_t frames = 0;
+        for (uint32_t i = 0; i < count; i++)
+            wanted[i] = (wanted_row){.frame = ids[i] / frame_rows, .token = i};
+        qsort(wanted, count, sizeof *wanted, by_frame);
+        for (uint32_t i = 0; i < count; i++)
+            if (i == 0 || wanted[i].frame != wanted[i - 1].frame)
+                first[frames++] = i;
+        first[frames] = count;
+        rows_run run = {
+            .embedding = embedding, .ids = ids, .wanted = wanted, .first = first, .rows = rows};
+        ok = q3_team_try(team, read_frame_rows, &run, frames, err);
+        for (uint32_t i = 0; ok && i < frames; i++)
+            embedding->bytes_read +=
+                embedding->pack.frames[embedding->tensor->first_frame + wanted[first[i]].frame]
+                    .stored_bytes;
+    }
+    free(wanted);
+    free(first);
+    return ok;
+}
+
+bool q3_embedding_rows(q3_embedding *embedding, const uint32_t *ids, uint32_t count,
+                       const q3_team *team, float *rows, q3_error *err)
+{
+    enum { A_FEW = 4 };
+    const uint32_t frame_bytes = embedding->tensor->frame_bytes;
+    if (count > A_FEW && frame_bytes <= Q3_BLOCK_BYTES_MAX &&
+        frame_bytes % (2 * embedding->hidden_size) == 0)
+        return read_rows(embedding, ids, count, team, rows, err);
+    for (uint32_t i = 0; i < count; i++)
+        if (!read_row(embedding, ids[i], &team->readers[0],
+                      rows + (size_t)i * embedding->hidden_size, err))
+            return false;
     return true;
 }

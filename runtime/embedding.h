@@ -18,8 +18,9 @@ uint64_t q3_embedding_bytes(const q3_embedding *embedding);
 // Bytes read from its file so far.
 uint64_t q3_embedding_bytes_read(const q3_embedding *embedding);
 
-// The row of token `id` (below the vocabulary's size) as hidden_size float32.
-bool q3_embedding_row(q3_embedding *embedding, uint32_t id, q3_frame_reader *reader, float *row,
-                      q3_error *err);
+// The rows of tokens (ids below the vocabulary's size), hidden_size float32 each, one after the
+// other. A frame that several of them need is read once, different frames on all threads.
+bool q3_embedding_rows(q3_embedding *embedding, const uint32_t *ids, uint32_t count,
+                       const q3_team *team, float *rows, q3_error *err);
 
 #endif

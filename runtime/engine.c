@@ -1,23 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine.h"
 
+#include "base/limits.h"
 #include "budget.h"
 #include "forward.h"
+#include "router_bias.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_CONTEXT = 4096 };
+enum { DEFAULT_CONTEXT = 4096, DEFAULT_READERS = 4 };
 
 struct q3_engine {
     q3_team team;
     q3_model model;
-    q3_expert_pool pool;
+    q3_expert_pool pool; // as opened
+    q3_routing routing;
     q3_embedding *embedding;
     q3_expert_cache *experts;
     q3_scratch *scratch;
     q3_forward forward;
+    const q3_kernels *kernels;
+    bool narrow_kv;
     q3_engine_info info;
     uint32_t sessions, sessions_max;
     uint64_t tokens, batches;
@@ -41,39 +46,77 @@ static bool choose_context(q3_engine *engine, uint32_t wanted, q3_error *err)
     return true;
 }
 
-// Shares the memory out and reserves what has been shared.
-static bool reserve(q3_engine *engine, uint64_t memory, q3_error *err)
+// Makes the rules by which experts are chosen.
+static bool set_rules(q3_engine *engine, const q3_engine_options *options, q3_error *err)
+{
+    q3_routing *routing = &engine->routing;
+    const q3_config *config = engine->model.config;
+    if (!q3_routing_create(config, engine->model.held, routing, err))
+        return false;
+    if (options->router_bias) {
+        const size_t count = (size_t)config->num_hidden_layers * config->num_experts;
+        routing->bias = q3_alloc(count, sizeof *routing->bias, err);
+        if (!routing->bias ||
+            !q3_router_bias_load(options->router_bias, config, routing->bias, err))
+            return false;
+    }
+    routing->soft = options->soft_pool;
+    routing->pool_bias = options->pool_bias;
+    routing->resident_bias = options->resident_bias;
+    return q3_engine_set_pool(engine, engine->pool.allowed, err);
+}
+
+// Shares the memory out and reserves what has been shared. numbers has room for a slot count and a
+// slot size of each layer.
+static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t *slots,
+                  uint64_t *slot_bytes, q3_error *err)
 {
     const q3_config *config = engine->model.config;
-    uint32_t *slots = q3_alloc(config->num_hidden_layers, sizeof *slots, err);
-    if (!slots)
-        return false;
+    const unsigned readers = options->readers ? options->readers : DEFAULT_READERS;
+    q3_expert_cache_slots(&engine->model, engine->model.held, slot_bytes);
     const q3_budget_request request = {
         .config = config,
-        .pool_count = engine->pool.count,
+        .pool_count = engine->routing.allowed,
+        .slot_bytes = slot_bytes,
         .dense_bytes = engine->model.dense_bytes,
         .embedding_bytes = q3_embedding_bytes(engine->embedding),
         .pack_files = engine->model.set.file_count,
-        .context = engine->info.context,
+        .scratch = {.config = config,
+                    .kernels = engine->kernels,
+                    .context = engine->info.context,
+                    .batch = engine->info.batch,
+                    .threads = engine->team.count},
         .sessions = engine->sessions_max,
-        .threads = engine->team.count,
-        .memory = memory,
+        .narrow = options->narrow_kv,
+        .readers = readers,
+        .kept_logits = options->kept_logits,
+        .memory = options->memory,
         .available = q3_available_memory(),
     };
-    bool ok = q3_budget_make(&request, &engine->info.memory, slots, err) &&
-              q3_scratch_create(config, engine->info.context, engine->team.count, &engine->scratch,
-                                err) &&
-              q3_expert_cache_create(&engine->model, &engine->team, slots, &engine->experts, err);
-    if (ok) {
-        engine->info.slots_min = engine->info.slots_max = slots[0];
-        for (uint32_t i = 1; i < config->num_hidden_layers; i++) {
-            if (slots[i] < engine->info.slots_min)
-                engine->info.slots_min = slots[i];
-            if (slots[i] > engine->info.slots_max)
-                engine->info.slots_max = slots[i];
-        }
+    const q3_expert_cache_options cache = {.readers = readers,
+                                           .direct = options->io == Q3_IO_DIRECT};
+    if (!q3_budget_make(&request, &engine->info.memory, slots, err) ||
+        !q3_scratch_create(&request.scratch, &engine->scratch, err) ||
+        !q3_expert_cache_create(&engine->model, &cache, slots, slot_bytes, &engine->experts, err))
+        return false;
+    engine->info.slots_min = engine->info.slots_max = slots[0];
+    for (uint32_t i = 1; i < config->num_hidden_layers; i++) {
+        if (slots[i] < engine->info.slots_min)
+            engine->info.slots_min = slots[i];
+        if (slots[i] > engine->info.slots_max)
+            engine->info.slots_max = slots[i];
     }
+    return true;
+}
+
+static bool reserve(q3_engine *engine, const q3_engine_options *options, q3_error *err)
+{
+    const uint32_t layers = engine->model.config->num_hidden_layers;
+    uint32_t *slots = q3_alloc(layers, sizeof *slots, err);
+    uint64_t *slot_bytes = slots ? q3_alloc(layers, sizeof *slot_bytes, err) : NULL;
+    const bool ok = slot_bytes && share(engine, options, slots, slot_bytes, err);
     free(slots);
+    free(slot_bytes);
     return ok;
 }
 
@@ -86,13 +129,16 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
         return false;
     const unsigned threads = options->threads ? options->threads : q3_workers_default();
     engine->sessions_max = options->sessions ? options->sessions : 1;
-    const q3_kernels *kernels = &q3_kernels_c;
+    const q3_kernels *kernels = engine->kernels = q3_kernels_for(q3_cpu_in_use());
+    engine->info.batch = options->batch ? options->batch : Q3_BATCH_TOKENS;
+    engine->narrow_kv = options->narrow_kv;
     const bool ok = q3_team_create(threads, &engine->team, err) &&
                     q3_model_open(directory, &engine->team, &engine->model, err) &&
                     choose_context(engine, options->context, err) &&
                     q3_expert_pool_create(&engine->model, options->pool, &engine->pool, err) &&
+                    set_rules(engine, options, err) &&
                     q3_embedding_open(&engine->model, kernels, &engine->embedding, err) &&
-                    reserve(engine, options->memory, err) &&
+                    reserve(engine, options, err) &&
                     q3_model_load(&engine->model, &engine->team, err);
     if (!ok) {
         q3_engine_close(engine);
@@ -107,7 +153,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
     engine->info.pool_experts = engine->pool.total;
     engine->forward = (q3_forward){
         .model = &engine->model,
-        .pool = &engine->pool,
+        .routing = &engine->routing,
         .embedding = engine->embedding,
         .experts = engine->experts,
         .team = &engine->team,
@@ -125,6 +171,7 @@ void q3_engine_close(q3_engine *engine)
     q3_expert_cache_destroy(engine->experts);
     q3_scratch_destroy(engine->scratch);
     q3_embedding_close(engine->embedding);
+    q3_routing_destroy(&engine->routing);
     q3_expert_pool_destroy(&engine->pool);
     q3_model_close(&engine->model);
     q3_team_destroy(&engine->team);
@@ -136,6 +183,11 @@ const q3_engine_info *q3_engine_describe(const q3_engine *engine)
     return &engine->info;
 }
 
+const q3_set *q3_engine_pack(const q3_engine *engine)
+{
+    return &engine->model.set;
+}
+
 bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,
                          q3_error *err)
 {
@@ -145,15 +197,33 @@ bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data,
 q3_engine_statistics q3_engine_count(const q3_engine *engine)
 {
     const q3_expert_counts experts = q3_expert_cache_counts(engine->experts);
+    double outside = 0;
+    for (uint32_t i = 0; i < engine->model.config->num_hidden_layers; i++)
+        outside += engine->routing.outside[i];
     return (q3_engine_statistics){
         .tokens = engine->tokens,
         .batches = engine->batches,
         .expert_hits = experts.hits,
         .expert_misses = experts.misses,
         .expert_bytes = experts.bytes_read,
-        .expert_seconds = experts.seconds,
+        .expert_seconds = experts.waiting_seconds,
         .embedding_bytes = q3_embedding_bytes_read(engine->embedding),
+        .routed_tokens = engine->routing.tokens,
+        .outside_sum = outside,
     };
+}
+
+const double *q3_engine_outside(const q3_engine *engine)
+{
+    return engine->routing.outside;
+}
+
+bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err)
+{
+    uint32_t layer;
+    return q3_routing_set_pool(&engine->routing, members, &layer) ||
+           q3_fail(err, Q3_INCOMPLETE, "layer %" PRIu32 ": %s has none of the pool's experts",
+                   layer, engine->model.set.directory);
 }
 
 // ---- sessions ----
@@ -170,9 +240,8 @@ bool q3_session_create(q3_engine *engine, q3_session **result, q3_error *err)
     if (!session)
         return false;
     session->logits = q3_alloc_zeroed(config->vocab_size, sizeof *session->logits, err);
-    if (!session->logits ||
-        !q3_kv_cache_create(config, engine->forward.kernels, engine->info.context, false,
-                            &session->cache, err)) {
+    if (!session->logits || !q3_kv_cache_create(config, engine->kernels, engine->info.context,
+                                                engine->narrow_kv, &session->cache, err)) {
         free(session->logits);
         free(session);
         return false;
@@ -230,23 +299,27 @@ static bool check_ids(const q3_session *session, const uint32_t *ids, size_t cou
 }
 
 // The logits of a batch: all of them for an observer, the last one's for the session.
-static void read_logits(q3_session *session, uint32_t count, const q3_observer *observer, bool last)
+static bool read_logits(q3_session *session, uint32_t count, const q3_observer *observer, bool last,
+                        q3_error *err)
 {
     const q3_forward *forward = &session->engine->forward;
     const float *logits[Q3_LOGITS_POSITIONS];
     const bool all = observer && observer->logits;
     if (!all && !last)
-        return;
+        return true;
     uint32_t chunk = 0;
     for (uint32_t i = all ? 0 : count - 1; i < count; i += chunk) {
         chunk = count - i < Q3_LOGITS_POSITIONS ? count - i : Q3_LOGITS_POSITIONS;
-        q3_forward_logits(forward, i, chunk, observer, last && i + chunk == count, logits);
+        if (!q3_forward_logits(forward, i, chunk, observer, last && i + chunk == count, logits,
+                               err))
+            return false;
         for (uint32_t j = 0; all && j < chunk; j++)
             observer->logits(observer->context, session->length + i + j, logits[j]);
     }
     if (last)
         memcpy(session->logits, logits[chunk - 1],
                session->engine->model.config->vocab_size * sizeof *session->logits);
+    return true;
 }
 
 bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
@@ -257,15 +330,15 @@ bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
         return false;
     const uint32_t before = session->length;
     for (size_t done = 0; done < count;) {
-        const uint32_t batch =
-            count - done < Q3_BATCH_TOKENS ? (uint32_t)(count - done) : Q3_BATCH_TOKENS;
+        const uint32_t most = engine->info.batch;
+        const uint32_t batch = count - done < most ? (uint32_t)(count - done) : most;
         const bool last = done + batch == count;
         if (!q3_forward_batch(&engine->forward, &session->cache, session->length, ids + done, batch,
-                              observer, last, err)) {
+                              observer, last, err) ||
+            !read_logits(session, batch, observer, last, err)) {
             session->length = before;
             return false;
         }
-        read_logits(session, batch, observer, last);
         session->length += batch;
         done += batch;
         engine->tokens += batch;

@@ -10,23 +10,40 @@
 // Ids come from tokenizer.h, the next id from sampler.h. An engine and its sessions belong to one
 // thread at a time; the engine uses threads of its own. All results are the same to the bit for any
 // number of threads, any memory budget, any codec of the pack, and however a text is cut into
-// feeds.
+// feeds (but see resident_bias).
 #ifndef Q3_RUNTIME_ENGINE_H
 #define Q3_RUNTIME_ENGINE_H
 
 #include "base/error.h"
 #include "model/config.h"
+#include "set.h"
 
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
+// Through the page cache, or around it (O_DIRECT).
+typedef enum q3_engine_io { Q3_IO_AUTO, Q3_IO_BUFFERED, Q3_IO_DIRECT } q3_engine_io;
+
 typedef struct q3_engine_options {
-    unsigned threads;  // 0: one for each processor
-    uint32_t context;  // positions of a session; 0: 4096, or the model's maximum if that is less
-    uint32_t sessions; // that may exist at once and are counted in the budget; 0: 1
-    uint64_t memory;   // budget in bytes for all that the process needs; 0: all the experts if
-                       // three quarters of the available memory take them, else what these take
-    const char *pool;  // a pool file (see expert_pool.h), or NULL
+    unsigned threads;     // 0: one for each processor
+    uint32_t context;     // positions of a session; 0: 4096, or the model's maximum if that is less
+    uint32_t sessions;    // that may exist at once and are counted in the budget; 0: 1
+    uint64_t memory;      // budget in bytes for all that the process needs; 0: all the experts if
+                          // three quarters of the available memory take them, else what these take
+    uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
+    uint32_t batch;       // tokens that go through the layers together; 0: 512
+    bool narrow_kv;       // keys and values in bf16 instead of float32
+    q3_engine_io io;      // how experts are read
+    unsigned readers;     // threads that read experts while others compute; 0: 4
+    const char *pool;     // a pool file (see pool/pool.h), or NULL
+    // The pool's experts are preferred, by a bias added to their logits for the choice, and the
+    // others the pack holds are allowed as well. Needs a pool.
+    bool soft_pool;
+    float pool_bias;
+    const char *router_bias; // a file of biases (see router_bias.h), or NULL
+    // Added to the logits of the experts that are in memory, for the choice only; 0 for none. With
+    // it the results do depend on the budget, on what was fed before, and on how it was cut.
+    float resident_bias;
 } q3_engine_options;
 
 // Opens a pack directory. A budget in which not even one expert a layer fits is Q3_REFUSED, and the
@@ -47,16 +64,21 @@ typedef struct q3_memory_plan {
 typedef struct q3_engine_info {
     const q3_config *config;
     uint32_t context; // positions of a session
+    uint32_t batch;   // tokens that go through the layers together
     unsigned threads;
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has
     uint64_t pool_named;           // in the pool file, held or not; 0 without one
-    uint64_t pool_experts;         // that may be chosen: held, and in the pool
+    uint64_t pool_experts;         // held, and in the pool: those that may be chosen, or that are
+                                   // preferred
     uint32_t slots_min, slots_max; // expert slots a layer
     q3_memory_plan memory;
 } q3_engine_info;
 
 const q3_engine_info *q3_engine_describe(const q3_engine *engine);
+
+// The pack directory.
+const q3_set *q3_engine_pack(const q3_engine *engine);
 
 // A small file of the checkpoint that came along in the pack (generation_config.json, the
 // tokenizer's), its hash checked; the caller frees *data. One that the pack does not have is
@@ -69,11 +91,23 @@ typedef struct q3_engine_statistics {
     uint64_t tokens, batches;            // fed, all sessions together
     uint64_t expert_hits, expert_misses; // experts that a batch needed in a layer
     uint64_t expert_bytes;               // read for them from the pack
-    double expert_seconds;               // spent on that
+    double expert_seconds;               // in which there was nothing to compute but theirs
     uint64_t embedding_bytes;            // read from the pack
+    // The share of what the router wanted (see routing.h) that is outside the pool or not in the
+    // pack, summed over the tokens routed and over the layers.
+    uint64_t routed_tokens;
+    double outside_sum;
 } q3_engine_statistics;
 
 q3_engine_statistics q3_engine_count(const q3_engine *engine);
+
+// outside_sum for each layer by itself.
+const double *q3_engine_outside(const q3_engine *engine);
+
+// Changes the pool between feeds: of members ([layer][expert]; NULL: all) those that the pack
+// holds. Experts in memory stay there, and so does the number of slots. A pool of which the pack
+// has no expert in some layer is Q3_INCOMPLETE, and the pool is as before.
+bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err);
 
 // ---- sessions ----
 
@@ -98,6 +132,14 @@ typedef struct q3_observer {
     // The experts chosen for the token at a position, ascending, and their weights.
     void (*routed)(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
                    const float *weights, uint32_t count);
+    // The softmax of the router's logits over all the model's experts (held, in the pool, or
+    // neither), without any bias.
+    void (*wanted)(void *context, uint32_t position, uint32_t layer, const float *probabilities,
+                   uint32_t count);
+    // As routed, once the experts are computed: with the L2 norm of what each gave for the token,
+    // before it is multiplied by its weight.
+    void (*computed)(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                     const float *weights, const float *norms, uint32_t count);
     // The logits at a position, vocab_size numbers. Positions ascend.
     void (*logits)(void *context, uint32_t position, const float *logits);
 } q3_observer;

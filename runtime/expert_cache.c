@@ -3,57 +3,154 @@
 
 #include "base/progress.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { EMPTY = UINT32_MAX >> 1 };
 
 typedef struct slot {
-    uint32_t expert;   // EMPTY when it holds none
+    q3_expert expert;  // .number is EMPTY when it holds none that may be used
     uint64_t last_use; // 0: never
+    bool busy;         // being read into, or about to be visited
+    uint8_t *memory;
 } slot;
 
 typedef struct layer_set {
     slot *slots;
     uint32_t count;
-    uint16_t *memory; // count experts
 } layer_set;
 
-// One expert to be read.
+// An expert that is being read. Those of a visit are numbered in the order in which they were
+// asked for.
 typedef struct expert_load {
     uint32_t expert;
-    slot *slot;
-    uint16_t *memory;
+    slot *to;
+    bool done, failed;
     uint64_t bytes_read;
+    double seconds;
+    q3_error error;
 } expert_load;
 
 struct q3_expert_cache {
     const q3_model *model;
-    const q3_team *team;
+    bool direct;
     layer_set *layers;
     slot *slots; // of all layers
     q3_region memory;
-    uint64_t stride; // bytes from an expert to the next
     uint64_t uses;
     q3_expert_counts counts;
     // For one visit: an entry an expert of the model.
     q3_expert *group;
-    expert_load *loads;
+    slot **group_slots;
     uint32_t *missing;
-    uint32_t loading_layer;
+
+    pthread_t *threads;
+    q3_frame_reader *readers;
+    unsigned readers_wanted, reader_count, started;
+    pthread_mutex_t lock;
+    pthread_cond_t work, arrival;
+    // Under the lock:
+    expert_load *loads; // of the visit in hand
+    uint32_t layer, asked, taken, finished;
+    bool closing;
 };
 
-static uint64_t expert_stride(const q3_config *config)
+// ---- reading ----
+
+static void read_load(const q3_expert_cache *cache, uint32_t layer, expert_load *load,
+                      q3_frame_reader *reader)
 {
-    return q3_region_part(q3_model_expert_bytes(config), 1);
+    const double started = q3_now();
+    load->failed =
+        !q3_model_read_expert(cache->model, layer, load->expert, cache->direct, reader,
+                              load->to->memory, &load->to->expert, &load->bytes_read, &load->error);
+    load->seconds = q3_now() - started;
 }
 
-uint64_t q3_expert_cache_bytes(const q3_config *config, uint64_t slots)
+static void *run_reader(void *argument)
 {
-    return slots * expert_stride(config);
+    q3_expert_cache *cache = argument;
+    pthread_mutex_lock(&cache->lock);
+    q3_frame_reader *reader = &cache->readers[cache->started++];
+    while (!cache->closing) {
+        if (cache->taken == cache->asked) {
+            pthread_cond_wait(&cache->work, &cache->lock);
+            continue;
+        }
+        expert_load *load = &cache->loads[cache->taken++];
+        const uint32_t layer = cache->layer;
+        pthread_mutex_unlock(&cache->lock);
+        read_load(cache, layer, load, reader);
+        pthread_mutex_lock(&cache->lock);
+        load->done = true;
+        cache->finished++;
+        pthread_cond_signal(&cache->arrival);
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return NULL;
 }
 
-bool q3_expert_cache_create(const q3_model *model, const q3_team *team, const uint32_t *slots,
+static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
+{
+    cache->readers_wanted = count;
+    cache->threads = q3_alloc_zeroed(count, sizeof *cache->threads, err);
+    cache->readers = cache->threads ? q3_alloc_zeroed(count, sizeof *cache->readers, err) : NULL;
+    if (!cache->readers)
+        return false;
+    for (unsigned i = 0; i < count; i++)
+        if (!(cache->readers[i].coder = q3_coder_create(err)))
+            return false;
+    // Readers need little stack, and there may be many.
+    enum { STACK_BYTES = 512 << 10 };
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    int error = 0;
+    while (!error && cache->reader_count < count) {
+        error =
+            pthread_create(&cache->threads[cache->reader_count], &attributes, run_reader, cache);
+        cache->reader_count += !error;
+    }
+    pthread_attr_destroy(&attributes);
+    return !error || q3_fail(err, Q3_FAILED, "cannot start reader %u of %u: %s",
+                             cache->reader_count + 1, count, strerror(error));
+}
+
+static void stop_readers(q3_expert_cache *cache)
+{
+    pthread_mutex_lock(&cache->lock);
+    cache->closing = true;
+    pthread_cond_broadcast(&cache->work);
+    pthread_mutex_unlock(&cache->lock);
+    for (unsigned i = 0; i < cache->reader_count; i++)
+        pthread_join(cache->threads[i], NULL);
+    for (unsigned i = 0; cache->readers && i < cache->readers_wanted; i++) {
+        q3_coder_destroy(cache->readers[i].coder);
+        free(cache->readers[i].stored);
+    }
+    free(cache->readers);
+    free(cache->threads);
+}
+
+// ---- making ----
+
+void q3_expert_cache_slots(const q3_model *model, const bool *members, uint64_t *slot_bytes)
+{
+    const q3_config *config = model->config;
+    for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
+        slot_bytes[i] = 0;
+        for (uint32_t j = 0; j < config->num_experts; j++) {
+            const size_t at = (size_t)i * config->num_experts + j;
+            const uint64_t bytes = members[at] ? q3_model_expert_bytes(model, i, j) : 0;
+            if (bytes > slot_bytes[i])
+                slot_bytes[i] = bytes;
+        }
+    }
+}
+
+bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options *options,
+                            const uint32_t *slots, const uint64_t *slot_bytes,
                             q3_expert_cache **result, q3_error *err)
 {
     *result = NULL;
@@ -62,32 +159,35 @@ bool q3_expert_cache_create(const q3_model *model, const q3_team *team, const ui
     if (!cache)
         return false;
     cache->model = model;
-    cache->team = team;
-    cache->stride = expert_stride(config);
+    cache->direct = options->direct;
+    pthread_mutex_init(&cache->lock, NULL);
+    pthread_cond_init(&cache->work, NULL);
+    pthread_cond_init(&cache->arrival, NULL);
     size_t total = 0;
-    for (uint32_t i = 0; i < config->num_hidden_layers; i++)
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
         total += slots[i];
+        bytes += slots[i] * slot_bytes[i];
+    }
     bool ok =
         (cache->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *cache->layers, err)) &&
         (cache->slots = q3_alloc_zeroed(total, sizeof *cache->slots, err)) &&
         (cache->group = q3_alloc_zeroed(config->num_experts, sizeof *cache->group, err)) &&
+        (cache->group_slots =
+             q3_alloc_zeroed(config->num_experts, sizeof *cache->group_slots, err)) &&
         (cache->loads = q3_alloc_zeroed(config->num_experts, sizeof *cache->loads, err)) &&
         (cache->missing = q3_alloc_zeroed(config->num_experts, sizeof *cache->missing, err)) &&
-        q3_region_create(q3_expert_cache_bytes(config, total), &cache->memory, err);
+        q3_region_create(bytes, &cache->memory, err) && start_readers(cache, options->readers, err);
     if (!ok) {
         q3_expert_cache_destroy(cache);
         return false;
     }
-    for (size_t i = 0; i < total; i++)
-        cache->slots[i].expert = EMPTY;
     slot *next = cache->slots;
     for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
-        cache->layers[i] = (layer_set){
-            .slots = next,
-            .count = slots[i],
-            .memory = q3_region_take(&cache->memory, slots[i] * cache->stride),
-        };
-        next += slots[i];
+        cache->layers[i] = (layer_set){.slots = next, .count = slots[i]};
+        for (uint32_t j = 0; j < slots[i]; j++, next++)
+            *next = (slot){.expert = {.number = EMPTY},
+                           .memory = q3_region_take(&cache->memory, slot_bytes[i])};
     }
     *result = cache;
     return true;
@@ -97,10 +197,15 @@ void q3_expert_cache_destroy(q3_expert_cache *cache)
 {
     if (!cache)
         return;
+    stop_readers(cache);
+    pthread_cond_destroy(&cache->work);
+    pthread_cond_destroy(&cache->arrival);
+    pthread_mutex_destroy(&cache->lock);
     q3_region_destroy(&cache->memory);
     free(cache->layers);
     free(cache->slots);
     free(cache->group);
+    free(cache->group_slots);
     free(cache->loads);
     free(cache->missing);
     free(cache);
@@ -111,103 +216,155 @@ q3_expert_counts q3_expert_cache_counts(const q3_expert_cache *cache)
     return cache->counts;
 }
 
-static uint16_t *slot_memory(const q3_expert_cache *cache, const layer_set *set, const slot *at)
-{
-    return set->memory + (size_t)(at - set->slots) * (cache->stride / sizeof(uint16_t));
-}
-
-static q3_expert describe(const q3_expert_cache *cache, uint32_t expert, const uint16_t *memory)
-{
-    const q3_config *config = cache->model->config;
-    const uint32_t hidden = config->hidden_size, inner = config->moe_intermediate_size;
-    const size_t matrix = (size_t)hidden * inner;
-    return (q3_expert){
-        .number = expert,
-        .gate = {memory, inner, hidden},
-        .up = {memory + matrix, inner, hidden},
-        .down = {memory + 2 * matrix, hidden, inner},
-    };
-}
+// ---- visiting ----
 
 static slot *find_slot(const layer_set *set, uint32_t expert)
 {
     for (uint32_t i = 0; i < set->count; i++)
-        if (set->slots[i].expert == expert)
+        if (set->slots[i].expert.number == expert)
             return &set->slots[i];
     return NULL;
 }
 
-// The slot to be given up: one used before the visit began. There is one when fewer experts than
-// slots are in use.
+// The slot to be given up, or NULL when all are in use.
 static slot *find_oldest(const layer_set *set)
 {
-    slot *oldest = &set->slots[0];
-    for (uint32_t i = 1; i < set->count; i++)
-        if (set->slots[i].last_use < oldest->last_use)
+    slot *oldest = NULL;
+    for (uint32_t i = 0; i < set->count; i++)
+        if (!set->slots[i].busy && (!oldest || set->slots[i].last_use < oldest->last_use))
             oldest = &set->slots[i];
     return oldest;
 }
 
-static bool load_expert(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
+// One call of q3_expert_cache_visit.
+typedef struct visiting {
+    q3_expert_cache *cache;
+    layer_set *set;
+    uint32_t missing, asked; // of cache->missing
+    uint32_t collected;      // of cache->loads
+    uint32_t in_group;
+} visiting;
+
+static void add_to_group(visiting *v, slot *from)
 {
-    q3_expert_cache *cache = context;
-    expert_load *load = &cache->loads[index];
-    return q3_model_read_expert(cache->model, cache->loading_layer, load->expert, reader,
-                                load->memory, &load->bytes_read, err);
+    from->last_use = ++v->cache->uses;
+    from->busy = true;
+    v->cache->group_slots[v->in_group] = from;
+    v->cache->group[v->in_group++] = from->expert;
 }
 
-// Reads experts into the oldest slots and appends them to the group.
-static bool load_group(q3_expert_cache *cache, layer_set *set, const uint32_t *experts,
-                       uint32_t count, uint32_t *in_group, q3_error *err)
+// Asks the readers for as many of the missing experts as there are slots for.
+static void ask(visiting *v)
 {
-    const double started = q3_now();
-    for (uint32_t i = 0; i < count; i++) {
-        slot *to = find_oldest(set);
+    q3_expert_cache *cache = v->cache;
+    slot *to;
+    const uint32_t before = v->asked;
+    pthread_mutex_lock(&cache->lock);
+    while (v->asked < v->missing && (to = find_oldest(v->set))) {
         // Until it is read whole, the slot holds nothing that anybody could find.
-        *to = (slot){.expert = EMPTY, .last_use = ++cache->uses};
-        cache->loads[i] =
-            (expert_load){.expert = experts[i], .slot = to, .memory = slot_memory(cache, set, to)};
+        to->expert.number = EMPTY;
+        to->busy = true;
+        cache->loads[v->asked] = (expert_load){.expert = cache->missing[v->asked], .to = to};
+        v->asked++;
     }
-    const bool ok = q3_team_try(cache->team, load_expert, cache, count, err);
-    for (uint32_t i = 0; ok && i < count; i++) {
-        const expert_load *load = &cache->loads[i];
-        load->slot->expert = load->expert;
+    cache->asked = v->asked;
+    if (v->asked > before)
+        pthread_cond_broadcast(&cache->work);
+    pthread_mutex_unlock(&cache->lock);
+}
+
+// Takes over what has been read, in the order in which it was asked for, so that which expert a
+// slot holds afterwards does not depend on the readers' pace. Waits for the first. False after a
+// failure.
+static bool collect(visiting *v)
+{
+    q3_expert_cache *cache = v->cache;
+    bool ok = true;
+    pthread_mutex_lock(&cache->lock);
+    if (!cache->loads[v->collected].done) {
+        const double started = q3_now();
+        while (!cache->loads[v->collected].done)
+            pthread_cond_wait(&cache->arrival, &cache->lock);
+        cache->counts.waiting_seconds += q3_now() - started;
+    }
+    while (ok && v->collected < v->asked && cache->loads[v->collected].done) {
+        const expert_load *load = &cache->loads[v->collected];
+        ok = !load->failed;
+        if (!ok)
+            break;
         cache->counts.bytes_read += load->bytes_read;
-        cache->group[(*in_group)++] = describe(cache, load->expert, load->memory);
+        cache->counts.read_seconds += load->seconds;
+        add_to_group(v, load->to);
+        v->collected++;
     }
-    cache->counts.misses += count;
-    cache->counts.seconds += q3_now() - started;
+    pthread_mutex_unlock(&cache->lock);
     return ok;
+}
+
+static bool visit_group(visiting *v, q3_expert_visit *visit, void *context, q3_error *err)
+{
+    const uint32_t count = v->in_group;
+    const bool ok = count == 0 || visit(context, v->cache->group, count, err);
+    for (uint32_t i = 0; i < count; i++)
+        v->cache->group_slots[i]->busy = false;
+    v->in_group = 0;
+    return ok;
+}
+
+// After a failure: lets what is under way arrive, and tells of the first expert that could not be
+// read.
+static void give_up(visiting *v, q3_error *err)
+{
+    q3_expert_cache *cache = v->cache;
+    pthread_mutex_lock(&cache->lock);
+    cache->asked = cache->taken;
+    while (cache->finished < cache->taken)
+        pthread_cond_wait(&cache->arrival, &cache->lock);
+    pthread_mutex_unlock(&cache->lock);
+    for (uint32_t i = v->asked; i-- > v->collected;) {
+        expert_load *load = &cache->loads[i];
+        load->to->busy = false;
+        load->to->expert.number = EMPTY;
+        if (load->done && load->failed)
+            *err = load->error;
+    }
+    for (uint32_t i = 0; i < v->in_group; i++)
+        cache->group_slots[i]->busy = false;
 }
 
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
                            uint32_t count, q3_expert_visit *visit, void *context, q3_error *err)
 {
-    layer_set *set = &cache->layers[layer];
-    uint32_t in_group = 0, missing = 0;
-    cache->loading_layer = layer;
+    visiting v = {.cache = cache, .set = &cache->layers[layer]};
     for (uint32_t i = 0; i < count; i++) {
-        slot *resident = find_slot(set, experts[i]);
-        if (!resident) {
-            cache->missing[missing++] = experts[i];
-            continue;
-        }
-        resident->last_use = ++cache->uses;
-        cache->group[in_group++] = describe(cache, experts[i], slot_memory(cache, set, resident));
+        slot *resident = find_slot(v.set, experts[i]);
+        if (resident)
+            add_to_group(&v, resident);
+        else
+            cache->missing[v.missing++] = experts[i];
     }
-    cache->counts.hits += in_group;
-    // The resident ones stay in their slots until they have been visited; the first group is filled
-    // up with as many of the others as there is room for.
-    for (uint32_t done = 0;;) {
-        uint32_t load = missing - done;
-        load = load > set->count - in_group ? set->count - in_group : load;
-        if (load && !load_group(cache, set, cache->missing + done, load, &in_group, err))
-            return false;
-        done += load;
-        if (in_group)
-            visit(context, cache->group, in_group);
-        if (done == missing)
-            return true;
-        in_group = 0;
+    cache->counts.hits += v.in_group;
+    cache->counts.misses += v.missing;
+    pthread_mutex_lock(&cache->lock);
+    cache->layer = layer;
+    cache->asked = cache->taken = cache->finished = 0;
+    pthread_mutex_unlock(&cache->lock);
+    ask(&v);
+    bool ok = visit_group(&v, visit, context, err);
+    while (ok && v.collected < v.missing) {
+        ask(&v);
+        ok = collect(&v) && visit_group(&v, visit, context, err);
     }
+    if (!ok)
+        give_up(&v, err);
+    return ok;
+}
+
+void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *resident)
+{
+    const layer_set *set = &cache->layers[layer];
+    memset(resident, 0, cache->model->config->num_experts * sizeof *resident);
+    for (uint32_t i = 0; i < set->count; i++)
+        if (set->slots[i].expert.number != EMPTY)
+            resident[set->slots[i].expert.number] = true;
 }

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Which experts the router may choose, in each layer: those that the pack has, and of these, when a
-// pool file is given, those that it names. The others' logits are masked before the softmax.
-//
-// A pool file is JSON: {"layers": [[3, 17, 42], …]}, one list of expert numbers for each layer of
-// the model, in any order, none empty, none with a number twice. Other members of the object are
-// left for other programs.
+// pool file (pool/pool.h) is given, those that it names. The others' logits are masked before the
+// softmax.
 #ifndef Q3_RUNTIME_EXPERT_POOL_H
 #define Q3_RUNTIME_EXPERT_POOL_H
 

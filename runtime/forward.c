@@ -3,25 +3,40 @@
 
 #include "base/interrupt.h"
 
+#include <limits.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-// Rows [r, r + n) of a product for some vectors: y = W x, or, with a second matrix, the first half
-// of a gated layer, y = silu(W x) * (V x).
+// A product for some vectors: y = W x, or, with a second matrix, the first half of a gated layer,
+// y = silu(W x) * (V x).
 typedef struct product {
     q3_matrix matrix;
-    const uint16_t *second; // of the same shape, or NULL
-    const float *const *x;
+    const q3_matrix *second; // of the same shape and blocks, or NULL
+    const void *const *panels;
     float *const *y;
     float *const *second_y;
     uint32_t vectors;
     uint32_t first_task;
+    q3_place place; // where the weights are from
 } product;
 
-// A token's choice of an expert. Choices are numbered token * top_k + rank.
+// Vectors to be arranged: `count` of `columns` numbers each, into panels of `panel` vectors.
+typedef struct arrangement {
+    const float *const *x;
+    void **panels;
+    uint32_t count, first_task;
+} arrangement;
+
+// The tokens' choices of experts. A choice is numbered token * top_k + rank; those of an expert
+// follow each other in `choices`, and are what its product is for. Experts are computed in waves
+// that the buffers take: WAVE_VECTORS choices, or those of one expert.
+enum { WAVE_VECTORS = 2048, PANEL_MAX = 16 };
+
 struct q3_scratch {
     q3_region memory;
+    const q3_kernels *kernels;
     uint32_t batch; // tokens that there is room for
     // For each token of the batch:
     float *hidden;        // [hidden_size]
@@ -30,48 +45,86 @@ struct q3_scratch {
     float *key, *value;   // [key heads][head_dim]
     float *attention;     // [query heads][head_dim]
     float *projected;     // [hidden_size], attention behind the output projection
-    float *router;        // [experts], logits and then probabilities
+    float *router;        // [experts], logits
     float *cosine, *sine; // [head_dim / 2]
     uint32_t *chosen;     // [top_k], ascending
     float *weight;        // [top_k]
     uint32_t *chosen_count;
+    float *outside; // share of what the router wanted that is not in the pool
     // For each choice:
-    float *gate, *up;   // [moe_intermediate_size]
     float *expert_out;  // [hidden_size]
+    float *norm;        // of expert_out, for an observer
     uint32_t *choices;  // the choices sorted by expert
     uint32_t *first_of; // [experts + 1]: where an expert's choices begin in there
     uint32_t *needed;   // [experts]: those that the batch chose, ascending
-    product *products;  // [experts]
-    const float **x_of; // pointers into normed, gate, up, expert_out in the order of `choices`
+    // For each vector of a wave:
+    float *gate, *up; // [moe_intermediate_size]
+    const float **x_of;
     float **gate_of, **up_of, **out_of;
-    // Pointers to the tokens' vectors, for the products:
+    // For each panel of a wave, an expert's vectors beginning with a panel of their own:
+    void **in_panels, **inner_panels;
+    uint8_t *in_memory, *inner_memory;
+    product *products;         // [experts]
+    arrangement *arrangements; // [experts]
+    uint32_t wave_vectors, wave_panels;
+    // The tokens' vectors as panels, and pointers to them, for the products:
+    uint8_t *normed_memory, *attention_memory;
+    void **normed_panels, **attention_panels;
     const float **normed_in, **attention_in;
     float **query_out, **key_out, **value_out, **projected_out, **router_out;
-    float *scores; // for each thread: [query heads of a key head][context]
+    float *scores; // for each thread, see q3_attention
     uint64_t scores_stride;
     float *logits; // [Q3_LOGITS_POSITIONS][vocab_size]
     float **logits_out;
     float *frequency; // [head_dim / 2]: radians a position
 };
 
-// Lays the buffers out in the region; without one, only counts. Returns their size.
-static uint64_t lay_out(q3_scratch *s, const q3_config *c, uint32_t context, unsigned threads,
-                        q3_region *region)
+// Panels for `vectors` vectors that begin `parts` times with a panel of their own.
+static uint64_t count_panels(const q3_products *products, uint64_t vectors, uint64_t parts)
 {
-    const uint64_t batch = context < Q3_BATCH_TOKENS ? context : Q3_BATCH_TOKENS;
+    const uint64_t whole = vectors / products->panel + parts;
+    return products->panel == 1 ? vectors : whole;
+}
+
+// Bytes that suffice for the panels of either kind of product.
+static uint64_t panels_bytes(const q3_kernels *kernels, uint64_t vectors, uint64_t parts,
+                             size_t columns)
+{
+    const uint64_t few =
+        kernels->few->panel_bytes(columns) * count_panels(kernels->few, vectors, parts);
+    const uint64_t many =
+        kernels->many->panel_bytes(columns) * count_panels(kernels->many, vectors, parts);
+    return few > many ? few : many;
+}
+
+// Lays the buffers out in the region; without one, only counts. Returns their size.
+static uint64_t lay_out(q3_scratch *s, const q3_scratch_shape *shape, q3_region *region)
+{
+    const q3_config *c = shape->config;
+    const q3_kernels *k = shape->kernels;
+    const uint64_t batch = shape->context < shape->batch ? shape->context : shape->batch;
     const uint64_t hidden = c->hidden_size, experts = c->num_experts;
+    const uint64_t inner = c->moe_intermediate_size;
     const uint64_t query = (uint64_t)c->num_attention_heads * c->head_dim;
     const uint64_t key = (uint64_t)c->num_key_value_heads * c->head_dim;
     const uint64_t choices = batch * c->num_experts_per_tok;
     const uint64_t group = c->num_attention_heads / c->num_key_value_heads;
+    uint64_t wave = choices < WAVE_VECTORS ? choices : WAVE_VECTORS;
+    wave = wave < batch ? batch : wave;
+    const uint64_t parts = experts < wave ? experts : wave;
+    s->kernels = k;
     s->batch = (uint32_t)batch;
-    s->scores_stride =
-        q3_region_part(group * q3_score_stride(context), sizeof(float)) / sizeof(float);
+    s->wave_vectors = (uint32_t)wave;
+    s->wave_panels = (uint32_t)(wave + parts);
+    s->scores_stride = q3_region_part(group * Q3_ATTEND_TOKENS *
+                                          q3_score_stride(shape->context + Q3_ATTEND_TOKENS),
+                                      sizeof(float)) /
+                       sizeof(float);
     const struct {
         void *pointer; // to the member
         uint64_t count;
         size_t size;
-    } parts[] = {
+    } parts_of[] = {
         {&s->hidden, batch * hidden, sizeof(float)},
         {&s->normed, batch * hidden, sizeof(float)},
         {&s->query, batch * query, sizeof(float)},
@@ -85,17 +138,28 @@ static uint64_t lay_out(q3_scratch *s, const q3_config *c, uint32_t context, uns
         {&s->chosen, choices, sizeof(uint32_t)},
         {&s->weight, choices, sizeof(float)},
         {&s->chosen_count, batch, sizeof(uint32_t)},
-        {&s->gate, choices * c->moe_intermediate_size, sizeof(float)},
-        {&s->up, choices * c->moe_intermediate_size, sizeof(float)},
+        {&s->outside, batch, sizeof(float)},
         {&s->expert_out, choices * hidden, sizeof(float)},
+        {&s->norm, choices, sizeof(float)},
         {&s->choices, choices, sizeof(uint32_t)},
         {&s->first_of, experts + 1, sizeof(uint32_t)},
         {&s->needed, experts, sizeof(uint32_t)},
+        {&s->gate, wave * inner, sizeof(float)},
+        {&s->up, wave * inner, sizeof(float)},
+        {&s->x_of, wave, sizeof(float *)},
+        {&s->gate_of, wave, sizeof(float *)},
+        {&s->up_of, wave, sizeof(float *)},
+        {&s->out_of, wave, sizeof(float *)},
+        {&s->in_panels, s->wave_panels, sizeof(void *)},
+        {&s->inner_panels, s->wave_panels, sizeof(void *)},
+        {&s->in_memory, panels_bytes(k, wave, parts, hidden), 1},
+        {&s->inner_memory, panels_bytes(k, wave, parts, inner), 1},
         {&s->products, experts, sizeof(product)},
-        {&s->x_of, choices, sizeof(float *)},
-        {&s->gate_of, choices, sizeof(float *)},
-        {&s->up_of, choices, sizeof(float *)},
-        {&s->out_of, choices, sizeof(float *)},
+        {&s->arrangements, experts, sizeof(arrangement)},
+        {&s->normed_memory, panels_bytes(k, batch, 1, hidden), 1},
+        {&s->attention_memory, panels_bytes(k, batch, 1, query), 1},
+        {&s->normed_panels, batch, sizeof(void *)},
+        {&s->attention_panels, batch, sizeof(void *)},
         {&s->normed_in, batch, sizeof(float *)},
         {&s->attention_in, batch, sizeof(float *)},
         {&s->query_out, batch, sizeof(float *)},
@@ -103,41 +167,41 @@ static uint64_t lay_out(q3_scratch *s, const q3_config *c, uint32_t context, uns
         {&s->value_out, batch, sizeof(float *)},
         {&s->projected_out, batch, sizeof(float *)},
         {&s->router_out, batch, sizeof(float *)},
-        {&s->scores, threads * s->scores_stride, sizeof(float)},
+        {&s->scores, shape->threads * s->scores_stride, sizeof(float)},
         {&s->logits, Q3_LOGITS_POSITIONS * (uint64_t)c->vocab_size, sizeof(float)},
         {&s->logits_out, Q3_LOGITS_POSITIONS, sizeof(float *)},
         {&s->frequency, c->head_dim / 2, sizeof(float)},
     };
     uint64_t total = 0;
-    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        const uint64_t bytes = q3_region_part(parts[i].count, parts[i].size);
+    for (size_t i = 0; i < sizeof parts_of / sizeof *parts_of; i++) {
+        const uint64_t bytes = q3_region_part(parts_of[i].count, parts_of[i].size);
         total += bytes;
         if (region) {
             void *part = q3_region_take(region, bytes);
-            memcpy(parts[i].pointer, &part, sizeof part);
+            memcpy(parts_of[i].pointer, &part, sizeof part);
         }
     }
     return total;
 }
 
-uint64_t q3_scratch_bytes(const q3_config *config, uint32_t context, unsigned threads)
+uint64_t q3_scratch_bytes(const q3_scratch_shape *shape)
 {
     q3_scratch counted;
-    return lay_out(&counted, config, context, threads, NULL);
+    return lay_out(&counted, shape, NULL);
 }
 
-bool q3_scratch_create(const q3_config *config, uint32_t context, unsigned threads,
-                       q3_scratch **result, q3_error *err)
+bool q3_scratch_create(const q3_scratch_shape *shape, q3_scratch **result, q3_error *err)
 {
     *result = NULL;
+    const q3_config *config = shape->config;
     q3_scratch *s = q3_alloc_zeroed(1, sizeof *s, err);
     if (!s)
         return false;
-    if (!q3_region_create(lay_out(s, config, context, threads, NULL), &s->memory, err)) {
+    if (!q3_region_create(lay_out(s, shape, NULL), &s->memory, err)) {
         free(s);
         return false;
     }
-    lay_out(s, config, context, threads, &s->memory);
+    lay_out(s, shape, &s->memory);
     const size_t query = (size_t)config->num_attention_heads * config->head_dim;
     const size_t key = (size_t)config->num_key_value_heads * config->head_dim;
     for (size_t t = 0; t < s->batch; t++) {
@@ -172,55 +236,100 @@ void q3_scratch_destroy(q3_scratch *scratch)
 // ---- products ----
 
 typedef struct product_run {
-    const q3_kernels *kernels;
+    const q3_forward *forward;
+    const q3_products *kernels;
     const product *products;
-    uint32_t count, rows_per_task;
+    uint32_t count;
+    atomic_uint failed; // the lowest product one of whose frames does not decode
 } product_run;
 
+// One block of a product.
 static void product_task(void *context, uint32_t index, unsigned worker)
 {
-    (void)worker;
-    const product_run *run = context;
+    product_run *run = context;
+    const q3_forward *f = run->forward;
     uint32_t at = run->count - 1;
     while (run->products[at].first_task > index)
         at--;
     const product *p = &run->products[at];
-    const uint32_t first = (index - p->first_task) * run->rows_per_task;
-    uint32_t rows = p->matrix.rows - first;
-    rows = rows > run->rows_per_task ? run->rows_per_task : rows;
-    const q3_products *kernels = run->kernels->few;
-    const void *const *panels = (const void *const *)p->x;
-    const size_t columns = p->matrix.columns;
-    kernels->multiply(p->matrix.values + first * columns, rows, columns, panels, p->vectors, p->y,
-                      first);
-    if (!p->second)
-        return;
-    kernels->multiply(p->second + first * columns, rows, columns, panels, p->vectors, p->second_y,
-                      first);
-    for (uint32_t v = 0; v < p->vectors; v++)
-        run->kernels->silu_multiply(p->y[v] + first, p->second_y[v] + first, rows);
+    const uint32_t block = index - p->first_task;
+    const uint32_t first = block * p->matrix.block_rows, rows = q3_block_rows(&p->matrix, block);
+    const q3_frame_reader *reader = &f->team->readers[worker];
+    bool ok = q3_matrix_multiply(&p->matrix, block, run->kernels, p->panels, p->vectors, p->y,
+                                 reader->block, reader->coder);
+    if (ok && p->second) {
+        ok = q3_matrix_multiply(p->second, block, run->kernels, p->panels, p->vectors, p->second_y,
+                                reader->block, reader->coder);
+        for (uint32_t v = 0; ok && v < p->vectors; v++)
+            f->kernels->silu_multiply(p->y[v] + first, p->second_y[v] + first, rows);
+    }
+    unsigned failed = atomic_load(&run->failed);
+    while (!ok && at < failed && !atomic_compare_exchange_weak(&run->failed, &failed, at))
+        ;
 }
 
-// Computes products that do not depend on each other, their rows shared among the threads.
-static void run_products(const q3_forward *forward, product *products, uint32_t count)
+// Computes products that do not depend on each other, their blocks shared among the threads.
+static bool run_products(const q3_forward *forward, const q3_products *kernels, product *products,
+                         uint32_t count, q3_error *err)
 {
-    enum { ROWS_MIN = 16, TASKS_A_THREAD = 8 };
-    uint64_t rows = 0, operations = 0;
+    uint64_t operations = 0;
+    uint32_t tasks = 0;
     for (uint32_t i = 0; i < count; i++) {
         const q3_matrix *matrix = &products[i].matrix;
-        rows += matrix->rows;
+        products[i].first_task = tasks;
+        tasks += q3_matrix_blocks(matrix);
         operations += (uint64_t)matrix->rows * matrix->columns * products[i].vectors *
                       (products[i].second ? 2 : 1);
     }
-    const uint64_t share = rows / ((uint64_t)TASKS_A_THREAD * forward->team->count) + 1;
-    product_run run = {.kernels = forward->kernels, .products = products, .count = count};
-    run.rows_per_task = share < ROWS_MIN ? ROWS_MIN : (uint32_t)share;
+    product_run run = {
+        .forward = forward, .kernels = kernels, .products = products, .count = count};
+    atomic_init(&run.failed, UINT_MAX);
+    q3_team_run(forward->team, product_task, &run, tasks, operations);
+    const unsigned failed = atomic_load(&run.failed);
+    if (failed == UINT_MAX)
+        return true;
+    q3_model_diagnose(forward->model, &products[failed].place, &forward->team->readers[0], err);
+    return false;
+}
+
+typedef struct arrange_run {
+    const q3_products *kernels;
+    const arrangement *arrangements;
+    uint32_t count;
+    size_t columns;
+} arrange_run;
+
+static void arrange_task(void *context, uint32_t index, unsigned worker)
+{
+    (void)worker;
+    const arrange_run *run = context;
+    uint32_t at = run->count - 1;
+    while (run->arrangements[at].first_task > index)
+        at--;
+    const arrangement *a = &run->arrangements[at];
+    const uint32_t panel = index - a->first_task, size = run->kernels->panel;
+    const uint32_t rest = a->count - panel * size;
+    run->kernels->arrange(a->x + panel * size, rest < size ? rest : size, run->columns,
+                          a->panels[panel]);
+}
+
+// Arranges vectors into panels, whose memory is taken one panel after the other.
+static void run_arrange(const q3_forward *forward, const q3_products *kernels,
+                        arrangement *arrangements, uint32_t count, size_t columns, uint8_t *memory)
+{
+    const size_t bytes = kernels->panel_bytes(columns);
     uint32_t tasks = 0;
     for (uint32_t i = 0; i < count; i++) {
-        products[i].first_task = tasks;
-        tasks += (products[i].matrix.rows - 1) / run.rows_per_task + 1;
+        const uint32_t panels = (arrangements[i].count - 1) / kernels->panel + 1;
+        arrangements[i].first_task = tasks;
+        for (uint32_t j = 0; j < panels; j++)
+            arrangements[i].panels[j] = memory + (tasks + j) * bytes;
+        tasks += panels;
     }
-    q3_team_run(forward->team, product_task, &run, tasks, operations);
+    arrange_run run = {
+        .kernels = kernels, .arrangements = arrangements, .count = count, .columns = columns};
+    q3_team_run(forward->team, arrange_task, &run, tasks,
+                (uint64_t)tasks * kernels->panel * columns);
 }
 
 // ---- a batch ----
@@ -230,7 +339,9 @@ typedef struct batch_run {
     const q3_kv_cache *cache;
     uint32_t start, count;
     uint32_t layer;
-    const uint16_t *norm; // of the task in hand
+    const q3_products *products; // for batches of this size
+    const uint16_t *norm;        // of the task in hand
+    q3_route_rules rules;        // of the layer in hand
 } batch_run;
 
 static void norm_task(void *context, uint32_t token, unsigned worker)
@@ -244,12 +355,16 @@ static void norm_task(void *context, uint32_t token, unsigned worker)
                          f->scratch->normed + token * hidden);
 }
 
-// normed = rmsnorm(hidden)
+// normed = rmsnorm(hidden), and its panels.
 static void norm_tokens(batch_run *run, const uint16_t *norm)
 {
+    const q3_forward *f = run->forward;
+    q3_scratch *s = f->scratch;
+    const size_t hidden = f->model->config->hidden_size;
     run->norm = norm;
-    q3_team_run(run->forward->team, norm_task, run, run->count,
-                (uint64_t)run->count * run->forward->model->config->hidden_size);
+    q3_team_run(f->team, norm_task, run, run->count, (uint64_t)run->count * hidden);
+    arrangement in = {.x = s->normed_in, .panels = s->normed_panels, .count = run->count};
+    run_arrange(f, run->products, &in, 1, hidden, s->normed_memory);
 }
 
 // The angles of a token's position.
@@ -293,25 +408,30 @@ static void place_task(void *context, uint32_t token, unsigned worker)
     }
 }
 
-// The query heads that share a key head, for one token.
+// The query heads that share a key head, for a few tokens.
 static void attend_task(void *context, uint32_t index, unsigned worker)
 {
     const batch_run *run = context;
     const q3_forward *f = run->forward;
     const q3_config *config = f->model->config;
     const uint32_t head = index % config->num_key_value_heads;
-    const uint32_t token = index / config->num_key_value_heads;
+    const uint32_t token = index / config->num_key_value_heads * Q3_ATTEND_TOKENS;
+    const uint32_t rest = run->count - token;
     const size_t group = config->num_attention_heads / config->num_key_value_heads;
     const size_t dim = config->head_dim, at = head * group * dim;
+    const size_t width = config->num_attention_heads * dim;
     f->kernels->attend(&(q3_attention){
         .query = f->scratch->query_out[token] + at,
-        .out = f->scratch->attention + token * config->num_attention_heads * dim + at,
-        .tokens = 1,
+        .out = f->scratch->attention + token * width + at,
+        .query_stride = width,
+        .out_stride = width,
+        .tokens = rest < Q3_ATTEND_TOKENS ? rest : Q3_ATTEND_TOKENS,
         .heads = group,
         .head_dim = dim,
         .positions = run->start + token + 1,
         .keys = q3_kv_cache_keys(run->cache, run->layer, head),
         .values = q3_kv_cache_values(run->cache, run->layer, head),
+        .narrow = run->cache->narrow,
         .scale = 1.0f / sqrtf((float)dim),
         .scores = f->scratch->scores + worker * f->scratch->scores_stride,
     });
@@ -327,7 +447,12 @@ static void residual_task(void *context, uint32_t token, unsigned worker)
                            1.0f, hidden);
 }
 
-static void run_attention(batch_run *run)
+static q3_place layer_place(const batch_run *run, q3_part part)
+{
+    return (q3_place){.component = Q3_TEXT, .part = part, .layer = run->layer};
+}
+
+static bool run_attention(batch_run *run, q3_error *err)
 {
     const q3_forward *f = run->forward;
     q3_scratch *s = f->scratch;
@@ -335,70 +460,48 @@ static void run_attention(batch_run *run)
     const q3_layer *layer = &f->model->layers[run->layer];
     const uint64_t width = (uint64_t)config->num_attention_heads * config->head_dim;
     norm_tokens(run, layer->input_norm);
-    product inputs[] = {
-        {.matrix = layer->query, .x = s->normed_in, .y = s->query_out, .vectors = run->count},
-        {.matrix = layer->key, .x = s->normed_in, .y = s->key_out, .vectors = run->count},
-        {.matrix = layer->value, .x = s->normed_in, .y = s->value_out, .vectors = run->count},
-    };
-    run_products(f, inputs, 3);
+    const product from_normed = {.panels = (const void *const *)s->normed_panels,
+                                 .vectors = run->count,
+                                 .place = layer_place(run, Q3_ATTENTION)};
+    product inputs[] = {from_normed, from_normed, from_normed};
+    inputs[0].matrix = layer->query;
+    inputs[0].y = s->query_out;
+    inputs[1].matrix = layer->key;
+    inputs[1].y = s->key_out;
+    inputs[2].matrix = layer->value;
+    inputs[2].y = s->value_out;
+    if (!run_products(f, run->products, inputs, 3, err))
+        return false;
     q3_team_run(f->team, place_task, run, run->count, run->count * width * 4);
-    q3_team_run(f->team, attend_task, run, run->count * config->num_key_value_heads,
+    const uint32_t groups = (run->count - 1) / Q3_ATTEND_TOKENS + 1;
+    q3_team_run(f->team, attend_task, run, groups * config->num_key_value_heads,
                 run->count * width * (run->start + run->count) * 2);
+    arrangement in = {.x = s->attention_in, .panels = s->attention_panels, .count = run->count};
+    run_arrange(f, run->products, &in, 1, width, s->attention_memory);
     product output = {.matrix = layer->output,
-                      .x = s->attention_in,
+                      .panels = (const void *const *)s->attention_panels,
                       .y = s->projected_out,
-                      .vectors = run->count};
-    run_products(f, &output, 1);
+                      .vectors = run->count,
+                      .place = layer_place(run, Q3_ATTENTION)};
+    if (!run_products(f, run->products, &output, 1, err))
+        return false;
     q3_team_run(f->team, residual_task, run, run->count,
                 (uint64_t)run->count * config->hidden_size);
+    return true;
 }
 
 // ---- experts ----
 
-// Chooses a token's experts from its router logits: softmax over the pool, the top k, the lower
-// number among equals; then ascending.
+// Chooses a token's experts from its router logits.
 static void choose_task(void *context, uint32_t token, unsigned worker)
 {
     (void)worker;
     const batch_run *run = context;
-    const q3_forward *f = run->forward;
-    const q3_config *config = f->model->config;
-    const uint32_t experts = config->num_experts, top_k = config->num_experts_per_tok;
-    const bool *allowed = f->pool->allowed + (size_t)run->layer * experts;
-    float *probability = f->scratch->router_out[token];
-    uint32_t *chosen = f->scratch->chosen + (size_t)token * top_k;
-    float *weight = f->scratch->weight + (size_t)token * top_k;
-    const uint32_t pool = f->pool->count[run->layer];
-    const uint32_t count = pool < top_k ? pool : top_k;
-    for (uint32_t e = 0; e < experts; e++)
-        if (!allowed[e])
-            probability[e] = -INFINITY;
-    f->kernels->softmax(probability, experts);
-    float sum = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        uint32_t best = experts;
-        for (uint32_t e = 0; e < experts; e++) {
-            bool taken = !allowed[e];
-            for (uint32_t j = 0; j < i && !taken; j++)
-                taken = chosen[j] == e;
-            if (!taken && (best == experts || probability[e] > probability[best]))
-                best = e;
-        }
-        chosen[i] = best;
-        sum += probability[best];
-    }
-    for (uint32_t i = 1; i < count; i++)
-        for (uint32_t j = i; j > 0 && chosen[j] < chosen[j - 1]; j--) {
-            const uint32_t larger = chosen[j - 1];
-            chosen[j - 1] = chosen[j];
-            chosen[j] = larger;
-        }
-    for (uint32_t i = 0; i < count; i++) {
-        weight[i] = probability[chosen[i]];
-        if (config->norm_topk_prob)
-            weight[i] /= sum;
-    }
-    f->scratch->chosen_count[token] = count;
+    q3_scratch *s = run->forward->scratch;
+    const size_t first = (size_t)token * run->rules.top_k;
+    s->chosen_count[token] =
+        q3_route_token(&run->rules, run->forward->kernels, s->router_out[token], s->chosen + first,
+                       s->weight + first, &s->outside[token]);
 }
 
 // Sorts the batch's choices by expert. Returns how many experts are needed.
@@ -426,43 +529,82 @@ static uint32_t sort_choices(const batch_run *run)
     // Each beginning has moved to its end, which is where the next one began.
     memmove(s->first_of + 1, s->first_of, experts * sizeof *s->first_of);
     s->first_of[0] = 0;
-    for (uint32_t i = 0; i < s->first_of[experts]; i++) {
-        const size_t choice = s->choices[i];
-        s->x_of[i] = s->normed_in[choice / top_k];
-        s->gate_of[i] = s->gate + choice * config->moe_intermediate_size;
-        s->up_of[i] = s->up + choice * config->moe_intermediate_size;
-        s->out_of[i] = s->expert_out + choice * config->hidden_size;
-    }
     return needed;
 }
 
-// Computes what a group of experts gives for all the tokens that chose them.
-static void visit_group(void *context, const q3_expert *group, uint32_t count)
+static uint32_t choices_of(const q3_scratch *s, uint32_t expert)
+{
+    return s->first_of[expert + 1] - s->first_of[expert];
+}
+
+// Computes what some experts give for all the tokens that chose them: no more than a wave.
+static bool run_wave(const batch_run *run, const q3_expert *experts, uint32_t count, q3_error *err)
+{
+    const q3_forward *f = run->forward;
+    q3_scratch *s = f->scratch;
+    const q3_config *config = f->model->config;
+    const size_t hidden = config->hidden_size, inner = config->moe_intermediate_size;
+    const uint32_t panel = run->products->panel, top_k = config->num_experts_per_tok;
+    uint32_t vectors = 0, panels = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t number = experts[i].number, of_expert = choices_of(s, number);
+        for (uint32_t j = 0; j < of_expert; j++) {
+            const size_t choice = s->choices[s->first_of[number] + j], at = vectors + j;
+            s->x_of[at] = s->normed_in[choice / top_k];
+            s->gate_of[at] = s->gate + at * inner;
+            s->up_of[at] = s->up + at * inner;
+            s->out_of[at] = s->expert_out + choice * hidden;
+            // Panels of one vector are there already.
+            if (panel == 1)
+                s->in_panels[at] = s->normed_panels[choice / top_k];
+        }
+        s->arrangements[i] = (arrangement){
+            .x = s->x_of + vectors, .panels = s->in_panels + panels, .count = of_expert};
+        s->products[i] = (product){
+            .matrix = experts[i].gate,
+            .second = &experts[i].up,
+            .panels = (const void *const *)s->in_panels + panels,
+            .y = s->gate_of + vectors,
+            .second_y = s->up_of + vectors,
+            .vectors = of_expert,
+            .place = layer_place(run, Q3_EXPERT),
+        };
+        s->products[i].place.expert = number;
+        vectors += of_expert;
+        panels += (of_expert - 1) / panel + 1;
+    }
+    if (panel > 1)
+        run_arrange(f, run->products, s->arrangements, count, hidden, s->in_memory);
+    if (!run_products(f, run->products, s->products, count, err))
+        return false;
+    for (uint32_t i = 0, at = 0; i < count; at += s->arrangements[i++].count) {
+        product *p = &s->products[i];
+        p->panels =
+            (const void *const *)s->inner_panels + (p->panels - (const void *const *)s->in_panels);
+        s->arrangements[i].x = (const float *const *)s->gate_of + at;
+        s->arrangements[i].panels = s->inner_panels + (s->arrangements[i].panels - s->in_panels);
+        p->matrix = experts[i].down;
+        p->second = NULL;
+        p->y = s->out_of + at;
+    }
+    run_arrange(f, run->products, s->arrangements, count, inner, s->inner_memory);
+    return run_products(f, run->products, s->products, count, err);
+}
+
+static bool visit_group(void *context, const q3_expert *group, uint32_t count, q3_error *err)
 {
     const batch_run *run = context;
-    q3_scratch *s = run->forward->scratch;
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t first = s->first_of[group[i].number];
-        s->products[i] = (product){
-            .matrix = group[i].gate,
-            .second = group[i].up.values,
-            .x = s->x_of + first,
-            .y = s->gate_of + first,
-            .second_y = s->up_of + first,
-            .vectors = s->first_of[group[i].number + 1] - first,
-        };
+    const q3_scratch *s = run->forward->scratch;
+    for (uint32_t first = 0; first < count;) {
+        uint32_t last = first, vectors = 0;
+        while (last < count &&
+               (last == first || vectors + choices_of(s, group[last].number) <= s->wave_vectors))
+            vectors += choices_of(s, group[last++].number);
+        if (!run_wave(run, group + first, last - first, err))
+            return false;
+        first = last;
     }
-    run_products(run->forward, s->products, count);
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t first = s->first_of[group[i].number];
-        s->products[i] = (product){
-            .matrix = group[i].down,
-            .x = (const float *const *)(s->gate_of + first),
-            .y = s->out_of + first,
-            .vectors = s->first_of[group[i].number + 1] - first,
-        };
-    }
-    run_products(run->forward, s->products, count);
+    return true;
 }
 
 // hidden += the sum over a token's experts of weight * output, from the lowest number up.
@@ -482,6 +624,51 @@ static void combine_task(void *context, uint32_t token, unsigned worker)
     f->kernels->add_scaled(s->hidden + token * hidden, sum, 1.0f, hidden);
 }
 
+// The norm of what each expert gives for a token.
+static void norm_outputs_task(void *context, uint32_t token, unsigned worker)
+{
+    (void)worker;
+    const batch_run *run = context;
+    q3_scratch *s = run->forward->scratch;
+    const size_t hidden = run->forward->model->config->hidden_size;
+    const size_t first = (size_t)token * run->rules.top_k;
+    for (size_t i = first; i < first + s->chosen_count[token]; i++) {
+        double sum = 0;
+        for (size_t j = 0; j < hidden; j++)
+            sum += (double)s->expert_out[i * hidden + j] * (double)s->expert_out[i * hidden + j];
+        s->norm[i] = (float)sqrt(sum);
+    }
+}
+
+static void show_experts(batch_run *run, const q3_observer *observer)
+{
+    q3_scratch *s = run->forward->scratch;
+    const q3_config *config = run->forward->model->config;
+    const uint32_t top_k = run->rules.top_k;
+    if (!observer || !observer->computed)
+        return;
+    q3_team_run(run->forward->team, norm_outputs_task, run, run->count,
+                (uint64_t)run->count * config->hidden_size * top_k);
+    for (uint32_t t = 0; t < run->count; t++)
+        observer->computed(observer->context, run->start + t, run->layer, s->chosen + t * top_k,
+                           s->weight + t * top_k, s->norm + t * top_k, s->chosen_count[t]);
+}
+
+static void show_routes(const batch_run *run, const q3_observer *observer)
+{
+    q3_scratch *s = run->forward->scratch;
+    const uint32_t top_k = run->rules.top_k, experts = run->rules.experts;
+    for (uint32_t t = 0; observer && t < run->count; t++) {
+        if (observer->routed)
+            observer->routed(observer->context, run->start + t, run->layer, s->chosen + t * top_k,
+                             s->weight + t * top_k, s->chosen_count[t]);
+        if (!observer->wanted)
+            continue;
+        run->forward->kernels->softmax(s->router_out[t], experts);
+        observer->wanted(observer->context, run->start + t, run->layer, s->router_out[t], experts);
+    }
+}
+
 static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *err)
 {
     const q3_forward *f = run->forward;
@@ -490,18 +677,24 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
     const q3_layer *layer = &f->model->layers[run->layer];
     const uint32_t top_k = config->num_experts_per_tok;
     norm_tokens(run, layer->post_attention_norm);
-    product router = {
-        .matrix = layer->router, .x = s->normed_in, .y = s->router_out, .vectors = run->count};
-    run_products(f, &router, 1);
+    product router = {.matrix = layer->router,
+                      .panels = (const void *const *)s->normed_panels,
+                      .y = s->router_out,
+                      .vectors = run->count,
+                      .place = layer_place(run, Q3_ROUTER)};
+    if (!run_products(f, run->products, &router, 1, err))
+        return false;
+    if (f->routing->resident_bias != 0)
+        q3_expert_cache_mark(f->experts, run->layer, f->routing->resident);
+    run->rules = q3_routing_rules(f->routing, run->layer);
     q3_team_run(f->team, choose_task, run, run->count,
                 (uint64_t)run->count * config->num_experts * top_k);
-    if (observer && observer->routed)
-        for (uint32_t t = 0; t < run->count; t++)
-            observer->routed(observer->context, run->start + t, run->layer, s->chosen + t * top_k,
-                             s->weight + t * top_k, s->chosen_count[t]);
+    q3_routing_count(f->routing, run->layer, s->outside, run->count);
+    show_routes(run, observer);
     const uint32_t needed = sort_choices(run);
     if (!q3_expert_cache_visit(f->experts, run->layer, s->needed, needed, visit_group, run, err))
         return false;
+    show_experts(run, observer);
     q3_team_run(f->team, combine_task, run, run->count,
                 (uint64_t)run->count * config->hidden_size * top_k);
     return true;
@@ -520,30 +713,34 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
                       q3_error *err)
 {
     const q3_config *config = forward->model->config;
-    batch_run run = {.forward = forward, .cache = cache, .start = start, .count = count};
-    for (uint32_t t = 0; t < count; t++)
-        if (!q3_embedding_row(forward->embedding, ids[t], &forward->team->readers[0],
-                              forward->scratch->hidden + (size_t)t * config->hidden_size, err))
-            return false;
+    batch_run run = {
+        .forward = forward,
+        .cache = cache,
+        .start = start,
+        .count = count,
+        .products = count < Q3_MANY_TOKENS ? forward->kernels->few : forward->kernels->many,
+    };
+    if (!q3_embedding_rows(forward->embedding, ids, count, forward->team, forward->scratch->hidden,
+                           err))
+        return false;
     show_hidden(&run, observer, last, 0);
     q3_team_run(forward->team, angle_task, &run, count, (uint64_t)count * config->head_dim * 16);
     for (run.layer = 0; run.layer < config->num_hidden_layers; run.layer++) {
-        if (!q3_check_interrupt(err))
-            return false;
-        run_attention(&run);
-        if (!run_experts(&run, observer, err))
+        if (!q3_check_interrupt(err) || !run_attention(&run, err) ||
+            !run_experts(&run, observer, err))
             return false;
         show_hidden(&run, observer, last, run.layer + 1);
     }
     return true;
 }
 
-void q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count,
+bool q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count,
                        const q3_observer *observer, bool last,
-                       const float *logits[Q3_LOGITS_POSITIONS])
+                       const float *logits[Q3_LOGITS_POSITIONS], q3_error *err)
 {
     q3_scratch *s = forward->scratch;
     const q3_config *config = forward->model->config;
+    const q3_products *products = forward->kernels->few;
     const size_t hidden = config->hidden_size;
     for (uint32_t i = 0; i < count; i++) {
         forward->kernels->rms_norm(s->hidden + (first + i) * hidden, forward->model->final_norm,
@@ -553,7 +750,12 @@ void q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count
     if (last && observer && observer->hidden)
         observer->hidden(observer->context, config->num_hidden_layers + 1,
                          s->normed + (count - 1) * hidden);
-    product head = {
-        .matrix = forward->model->lm_head, .x = s->normed_in, .y = s->logits_out, .vectors = count};
-    run_products(forward, &head, 1);
+    arrangement in = {.x = s->normed_in, .panels = s->normed_panels, .count = count};
+    run_arrange(forward, products, &in, 1, hidden, s->normed_memory);
+    product head = {.matrix = forward->model->lm_head,
+                    .panels = (const void *const *)s->normed_panels,
+                    .y = s->logits_out,
+                    .vectors = count,
+                    .place = {.component = Q3_TEXT, .part = Q3_LM_HEAD}};
+    return run_products(forward, products, &head, 1, err);
 }

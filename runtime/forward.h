@@ -11,13 +11,14 @@
 #include "embedding.h"
 #include "engine.h"
 #include "expert_cache.h"
-#include "expert_pool.h"
 #include "kernels/kernels.h"
 #include "kv_cache.h"
+#include "routing.h"
 #include "team.h"
 
 enum {
-    Q3_BATCH_TOKENS = 128,   // tokens a batch at most
+    Q3_BATCH_TOKENS = 512, // tokens a batch, unless something else is asked for
+    Q3_BATCH_TOKENS_MAX = 8192,
     Q3_LOGITS_POSITIONS = 8, // positions whose logits are computed together
 };
 
@@ -26,7 +27,7 @@ typedef struct q3_scratch q3_scratch;
 
 typedef struct q3_forward {
     const q3_model *model;
-    const q3_expert_pool *pool;
+    q3_routing *routing;
     q3_embedding *embedding;
     q3_expert_cache *experts;
     const q3_team *team;
@@ -34,15 +35,21 @@ typedef struct q3_forward {
     q3_scratch *scratch;
 } q3_forward;
 
-// Buffers for batches of up to Q3_BATCH_TOKENS (or `context`, if less) tokens, and how many bytes
-// they take.
-bool q3_scratch_create(const q3_config *config, uint32_t context, unsigned threads,
-                       q3_scratch **scratch, q3_error *err);
-void q3_scratch_destroy(q3_scratch *scratch); // NULL is fine
-uint64_t q3_scratch_bytes(const q3_config *config, uint32_t context, unsigned threads);
+// What the buffers are for: batches of up to `batch` (or `context`, if less) tokens.
+typedef struct q3_scratch_shape {
+    const q3_config *config;
+    const q3_kernels *kernels;
+    uint32_t context, batch;
+    unsigned threads;
+} q3_scratch_shape;
 
-// Runs tokens (1 to Q3_BATCH_TOKENS) at the positions from `start` on and fills their places in the
-// KV cache. observer->hidden is called for the last token if `last`; routed for every token.
+bool q3_scratch_create(const q3_scratch_shape *shape, q3_scratch **scratch, q3_error *err);
+void q3_scratch_destroy(q3_scratch *scratch); // NULL is fine
+uint64_t q3_scratch_bytes(const q3_scratch_shape *shape);
+
+// Runs tokens (1 to the batch that scratch is for) at the positions from `start` on and fills their
+// places in the KV cache. observer->hidden is called for the last token if `last`; what is of
+// experts for every token.
 bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
                       const uint32_t *ids, uint32_t count, const q3_observer *observer, bool last,
                       q3_error *err);
@@ -50,8 +57,8 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
 // Logits of the tokens [first, first + count) of the batch that was run last, count at most
 // Q3_LOGITS_POSITIONS: logits[i] points to those of token first + i, in scratch. observer->hidden
 // is called with the final norm's output of the last of them if `last`.
-void q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count,
+bool q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count,
                        const q3_observer *observer, bool last,
-                       const float *logits[Q3_LOGITS_POSITIONS]);
+                       const float *logits[Q3_LOGITS_POSITIONS], q3_error *err);
 
 #endif

@@ -104,7 +104,7 @@ static bool run(q3_session *session, q3_sampler *sampler, const q3_generation_op
                 return true;
             }
             id = result->ids.ids[result->ids.count - 1];
-            if (!q3_session_feed(session, &id, 1, NULL, err)) {
+            if (!q3_session_feed(session, &id, 1, options->observer, err)) {
                 result->reason = Q3_STOP_INTERRUPTED;
                 return err->code == Q3_INTERRUPTED;
             }

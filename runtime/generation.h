@@ -29,6 +29,7 @@ typedef struct q3_generation_options {
     // beginning of a stop text, special tokens left out. May be NULL. A failure ends the answer.
     bool (*say)(void *context, q3_bytes text, q3_error *err);
     void *context;
+    const q3_observer *observer; // of the tokens that are fed; may be NULL
 } q3_generation_options;
 
 typedef struct q3_generation {

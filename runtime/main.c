@@ -8,6 +8,7 @@
 
 #define O q3_options
 
+// Of every command that runs the model.
 #define ENGINE_OPTIONS                                                                          \
     {.name = "threads",                                                                         \
      .letter = 't',                                                                             \
@@ -34,19 +35,51 @@
          .max = 1 << 24,                                                                        \
          .help = "longest prompt and answer together, in tokens; the default is 4096, or the "  \
                  "model's maximum if that is less"},                                            \
-        {.name = "pool",                                                                        \
-         .kind = Q3_OPTION_TEXT,                                                                \
-         .value_name = "FILE",                                                                  \
-         .target = &O.pool,                                                                     \
-         .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, " \
-                 "...], ...]}"},                                                                \
         Q3_CPU_OPTION
 
-#define STATS_OPTION                                                                              \
-    {                                                                                             \
-        .name = "stats", .kind = Q3_OPTION_CHOICE, .value_name = "text|json", .target = &O.stats, \
-        .help = "print speed, expert hits and misses, bytes read, memory and a hash of the "      \
-                "answer's ids to standard error"                                                  \
+// Of those in which the router can be led.
+#define POOL_OPTIONS                                                                            \
+    {.name = "pool",                                                                            \
+     .kind = Q3_OPTION_TEXT,                                                                    \
+     .value_name = "FILE",                                                                      \
+     .target = &O.pool,                                                                         \
+     .help = "limit the router to these experts of each layer: JSON {\"layers\": [[3, 17, "     \
+             "...], ...]}"},                                                                    \
+        {.name = "prefer-pool",                                                                 \
+         .kind = Q3_OPTION_REAL,                                                                \
+         .value_name = "BIAS",                                                                  \
+         .target = &O.prefer_pool,                                                              \
+         .max = 1000,                                                                           \
+         .given = &O.prefer_pool_given,                                                         \
+         .help = "prefer the experts of --pool in place of limiting the router to them: this "  \
+                 "is added to their logits, for the choice and not for the weights"},           \
+        {.name = "prefer-resident",                                                             \
+         .kind = Q3_OPTION_REAL,                                                                \
+         .value_name = "BIAS",                                                                  \
+         .target = &O.prefer_resident,                                                          \
+         .max = 1000,                                                                           \
+         .help = "prefer the experts that are in memory, in the same way: fewer are read; the " \
+                 "output then depends on --memory and on what was said before"},                \
+    {                                                                                           \
+        .name = "router-bias", .kind = Q3_OPTION_TEXT, .value_name = "FILE",                    \
+        .target = &O.router_bias,                                                               \
+        .help = "add these numbers to the router's logits, for the choice and not for the "     \
+                "weights: JSON {\"version\": 1, \"layers\": [[0.5, -1, ...], ...]}"             \
+    }
+
+#define WARNING_OPTION                                                                             \
+    {                                                                                              \
+        .name = "pool-warning", .kind = Q3_OPTION_REAL, .value_name = "PERCENT",                   \
+        .target = &O.pool_warning, .max = 100,                                                     \
+        .help = "warn at the end when more than this share of what the router wanted was outside " \
+                "the pool; the default is 25, and 100 never warns"                                 \
+    }
+
+#define STATS_OPTION                                                                               \
+    {                                                                                              \
+        .name = "stats", .kind = Q3_OPTION_CHOICE, .value_name = "text|json", .target = &O.stats,  \
+        .help = "print speed, expert hits and misses, bytes read, memory, a hash of the answer's " \
+                "ids and what the router wanted outside the pool to standard error"                \
     }
 
 #define IDS_OPTION                                                                     \
@@ -136,7 +169,9 @@ static const q3_option generate_options[] = {
      .help = "take the prompt as it is, without the chat template"},
     ANSWER_OPTIONS,
     ENGINE_OPTIONS,
+    POOL_OPTIONS,
     STATS_OPTION,
+    WARNING_OPTION,
     {.name = "json",
      .kind = Q3_OPTION_FLAG,
      .target = &O.json,
@@ -144,7 +179,8 @@ static const q3_option generate_options[] = {
              "the text"},
 };
 
-static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, STATS_OPTION};
+static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, POOL_OPTIONS, STATS_OPTION,
+                                         WARNING_OPTION};
 
 static const q3_option tokenize_options[] = {
     {.name = "text",
@@ -163,7 +199,7 @@ static const q3_option tokenize_options[] = {
      .help = "a JSON string a line in, an array of ids a line out; with --decode the other way"},
 };
 
-static const q3_option logits_options[] = {IDS_OPTION, ENGINE_OPTIONS};
+static const q3_option logits_options[] = {IDS_OPTION, ENGINE_OPTIONS, POOL_OPTIONS};
 
 static const q3_option score_options[] = {
     {.name = "file",
@@ -173,8 +209,127 @@ static const q3_option score_options[] = {
      .target = &O.file,
      .help = "the text, taken as it is"},
     IDS_OPTION,
+    {.name = "step",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.step,
+     .min = 1,
+     .max = 1 << 24,
+     .help = "feed so many tokens at a time: with 1, experts are read as in an answer; the default "
+             "is all"},
     ENGINE_OPTIONS,
+    POOL_OPTIONS,
+    STATS_OPTION,
+    WARNING_OPTION,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+};
+
+static const q3_option profile_options[] = {
+    {.name = "file",
+     .letter = 'f',
+     .kind = Q3_OPTION_LIST,
+     .value_name = "FILE",
+     .target = &O.files,
+     .help = "a text, taken as it is and counted as prompt; may be given several times"},
+    {.name = "prompts",
+     .kind = Q3_OPTION_LIST,
+     .value_name = "FILE",
+     .target = &O.prompt_files,
+     .help = "a file with a prompt a line; each is put into the chat template and answered, and "
+             "the answer counted apart; may be given several times"},
+    {.name = "prompt",
+     .letter = 'p',
+     .kind = Q3_OPTION_LIST,
+     .value_name = "TEXT",
+     .target = &O.prompts,
+     .help = "one such prompt; may be given several times"},
+    {.name = "system",
+     .letter = 's',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "TEXT",
+     .target = &O.system,
+     .help = "a system text before each prompt"},
+    {.name = "max-tokens",
+     .letter = 'n',
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.max_tokens,
+     .max = 1 << 24,
+     .given = &O.max_tokens_given,
+     .help = "end an answer after so many tokens; the default is 256"},
+    {.name = "output",
+     .letter = 'o',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.output,
+     .help = "write the profile there"},
+    {.name = "merge",
+     .kind = Q3_OPTION_LIST,
+     .value_name = "FILE",
+     .target = &O.merge,
+     .help = "add what this profile has counted; may be given several times"},
+    {.name = "router-bias-out",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.router_bias_out,
+     .help = "write a file for --router-bias that prefers the experts with high scores"},
+    {.name = "strength",
+     .kind = Q3_OPTION_REAL,
+     .value_name = "S",
+     .target = &O.strength,
+     .max = 1000,
+     .help = "of that file: S times the logarithm of an expert's score over the layer's mean; the "
+             "default is 1"},
+    ENGINE_OPTIONS,
+};
+
+static const q3_option ladder_options[] = {
+    {.name = "file",
+     .letter = 'f',
+     .kind = Q3_OPTION_LIST,
+     .value_name = "FILE",
+     .target = &O.files,
+     .help = "a text, taken as it is; may be given several times"},
+    {.name = "profile",
+     .kind = Q3_OPTION_LIST,
+     .value_name = "FILE",
+     .target = &O.profiles,
+     .help = "a profile, first that of the text's domain; may be given several times"},
+    {.name = "sizes",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "LIST",
+     .target = &O.sizes,
+     .help = "experts in each layer; the default is 8,16,32,48,64,96,128"},
+    {.name = "compare-rules",
+     .kind = Q3_OPTION_FLAG,
+     .target = &O.compare_rules,
+     .help = "also pools with as many experts in all, but not in each layer: chosen by coverage "
+             "and by bytes, as q3-pack pool does"},
+    {.name = "by",
+     .kind = Q3_OPTION_CHOICE,
+     .value_name = "score|weight|chosen|mass",
+     .target = &O.by,
+     .help = "which of a profile's numbers counts; the default is score, routing weight times norm "
+             "of the expert's output"},
+    {.name = "phase",
+     .kind = Q3_OPTION_CHOICE,
+     .value_name = "all|prompt|answer",
+     .target = &O.phase,
+     .help = "which tokens count; the default is all"},
+    {.name = "seed",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.seed,
+     .max = 9007199254740992.0,
+     .help = "of the random pools"},
+    {.name = "output",
+     .letter = 'o',
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.output,
+     .help = "draw the ladder there, as SVG"},
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+    ENGINE_OPTIONS,
 };
 
 static const q3_command commands[] = {
@@ -210,6 +365,19 @@ static const q3_command commands[] = {
      .options = score_options,
      .option_count = COUNT(score_options),
      .run = q3_command_score},
+    {.name = "profile",
+     .arguments = "PACK",
+     .summary = "Counts how much the model uses each expert on given texts: what q3-pack pool "
+                "chooses pools from.",
+     .options = profile_options,
+     .option_count = COUNT(profile_options),
+     .run = q3_command_profile},
+    {.name = "ladder",
+     .arguments = "PACK",
+     .summary = "Measures what the model loses on a text with pools of several sizes.",
+     .options = ladder_options,
+     .option_count = COUNT(ladder_options),
+     .run = q3_command_ladder},
 };
 
 int main(int argc, char **argv)

@@ -91,12 +91,6 @@ static uint32_t extent_size(const q3_config *config, extent which)
     return 0;
 }
 
-static uint64_t role_bytes(const q3_config *config, role which)
-{
-    return 2 * (uint64_t)extent_size(config, layout[which].rows) *
-           extent_size(config, layout[which].columns);
-}
-
 static void role_name(const q3_config *config, role which, const q3_place *place,
                       char name[Q3_NAME_MAX])
 {
@@ -211,37 +205,171 @@ static bool check_parts(const q3_model *model, q3_error *err)
                    model->set.directory, lacks, layers);
 }
 
+// ---- how matrices lie in memory ----
+
+enum { PAGE = 4096, PLAIN_BLOCK_BYTES = 256 << 10 };
+
+// A matrix of a pack file as it is to lie in memory.
+typedef struct placement {
+    const q3_pack_tensor *tensor;
+    uint32_t rows, columns, block_rows, blocks;
+    bool stays; // its frames are the blocks; else the rows are decoded
+} placement;
+
+// Can a matrix stay as it is stored?
+static bool can_stay(const q3_config *config, role which, const q3_pack *pack,
+                     const q3_pack_tensor *tensor)
+{
+    bool can = layout[which].columns != NONE && tensor->frame_count > 0;
+    for (uint32_t i = 0; can && i < tensor->frame_count; i++) {
+        const q3_frame *frame = &pack->frames[tensor->first_frame + i];
+        can = q3_block_takes(frame->codec, frame->raw_bytes,
+                             extent_size(config, layout[which].columns));
+    }
+    return can;
+}
+
+static placement place_matrix(const q3_config *config, role which, const q3_pack *pack,
+                              const q3_pack_tensor *tensor, bool stays)
+{
+    placement to = {.tensor = tensor,
+                    .rows = extent_size(config, layout[which].rows),
+                    .columns = extent_size(config, layout[which].columns),
+                    .stays = stays};
+    const uint64_t row_bytes = 2 * (uint64_t)to.columns;
+    const uint64_t block_bytes =
+        stays ? pack->frames[tensor->first_frame].raw_bytes : PLAIN_BLOCK_BYTES;
+    to.block_rows = block_bytes > row_bytes ? (uint32_t)(block_bytes / row_bytes) : 1;
+    to.blocks = stays ? tensor->frame_count : (to.rows - 1) / to.block_rows + 1;
+    return to;
+}
+
+static uint64_t blocks_bytes(const placement *to)
+{
+    return q3_region_part(to->blocks, sizeof(q3_block));
+}
+
+// Of a matrix that does not lie in an image of its file.
+static uint64_t placement_bytes(const placement *to, const q3_pack *pack)
+{
+    uint64_t bytes = 0;
+    if (!to->stays)
+        return q3_region_part(to->tensor->tensor.bytes, 1) + blocks_bytes(to);
+    for (uint32_t i = 0; i < to->tensor->frame_count; i++)
+        bytes += q3_region_part(pack->frames[to->tensor->first_frame + i].stored_bytes, 1);
+    return bytes + blocks_bytes(to);
+}
+
+static q3_block block_of(const q3_frame *frame, const uint8_t *data)
+{
+    return (q3_block){
+        .data = data,
+        .stored_bytes = frame->codec == Q3_CODEC_BITPLANE ? frame->stored_bytes : 0,
+    };
+}
+
+static q3_matrix matrix_of(const placement *to, const q3_block *blocks)
+{
+    return (q3_matrix){
+        .blocks = blocks, .rows = to->rows, .columns = to->columns, .block_rows = to->block_rows};
+}
+
+// Blocks of decoded rows.
+static void cut_plain(const placement *to, const uint8_t *raw, q3_block *blocks)
+{
+    for (uint32_t i = 0; i < to->blocks; i++)
+        blocks[i] = (q3_block){.data = raw + 2 * (uint64_t)i * to->block_rows * to->columns};
+}
+
+// How the three matrices of an expert lie in memory: in an image of the file, or each decoded.
+typedef struct expert_placement {
+    placement gate, up, down;
+    bool stays;
+    uint64_t bytes;
+} expert_placement;
+
+static bool place_expert(const q3_config *config, const q3_place *place, const q3_pack *pack,
+                         expert_placement *to, q3_error *err)
+{
+    static const role roles[] = {EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
+    const q3_pack_tensor *tensors[3];
+    placement *parts[] = {&to->gate, &to->up, &to->down};
+    bool stays = true;
+    for (size_t i = 0; i < 3; i++) {
+        if (!(tensors[i] = find_role(config, roles[i], place, pack, err)))
+            return false;
+        stays = stays && can_stay(config, roles[i], pack, tensors[i]);
+    }
+    // Gate and up are multiplied block by block together.
+    stays = stays && pack->frames[tensors[0]->first_frame].raw_bytes ==
+                         pack->frames[tensors[1]->first_frame].raw_bytes;
+    to->stays = stays;
+    to->bytes = stays ? q3_region_part(pack->size, 1) : 0;
+    for (size_t i = 0; i < 3; i++) {
+        *parts[i] = place_matrix(config, roles[i], pack, tensors[i], stays);
+        to->bytes += stays ? blocks_bytes(parts[i]) : placement_bytes(parts[i], pack);
+    }
+    to->bytes = (to->bytes + PAGE - 1) / PAGE * PAGE;
+    return true;
+}
+
+// ---- opening ----
+
+static const role dense_roles[] = {QUERY,      KEY,        VALUE,      OUTPUT,
+                                   QUERY_NORM, KEY_NORM,   INPUT_NORM, POST_ATTENTION_NORM,
+                                   ROUTER,     FINAL_NORM, LM_HEAD};
+enum { DENSE_ROLES = sizeof dense_roles / sizeof *dense_roles };
+
+// Checks a file and counts the memory that its matrices will take.
 static bool check_file(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
 {
     (void)reader;
     const q3_model *model = context;
-    const q3_set_file *file = &model->set.files[index];
+    const q3_place *place = &model->set.files[index].place;
     q3_pack pack;
-    if (file->place.component != Q3_TEXT)
+    bool ok = true;
+    if (place->component != Q3_TEXT)
         return true;
-    if (!q3_model_open_part(model, &file->place, &pack, err))
+    if (!q3_model_open_part(model, place, &pack, err))
         return false;
+    if (place->part == Q3_EXPERT) {
+        expert_placement to = {0};
+        ok = place_expert(model->config, place, &pack, &to, err);
+        model->file_bytes[index] = to.bytes;
+        model->file_stays[index] = to.stays;
+    }
+    for (size_t i = 0; ok && i < DENSE_ROLES; i++) {
+        if (layout[dense_roles[i]].part != place->part)
+            continue;
+        const q3_pack_tensor *tensor = find_role(model->config, dense_roles[i], place, &pack, err);
+        if (!(ok = tensor != NULL))
+            break;
+        const bool stays = can_stay(model->config, dense_roles[i], &pack, tensor);
+        const placement to = place_matrix(model->config, dense_roles[i], &pack, tensor, stays);
+        model->file_bytes[index] += placement_bytes(&to, &pack);
+    }
     q3_pack_close(&pack);
-    return true;
+    return ok;
 }
 
-uint64_t q3_model_expert_bytes(const q3_config *config)
+static void count_dense(q3_model *model)
 {
-    return role_bytes(config, EXPERT_GATE) + role_bytes(config, EXPERT_UP) +
-           role_bytes(config, EXPERT_DOWN);
+    for (size_t i = 0; i < model->set.file_count; i++)
+        if (model->set.files[i].place.part != Q3_EXPERT)
+            model->dense_bytes += model->file_bytes[i];
 }
 
-static const role dense_layer_roles[] = {
-    QUERY, KEY, VALUE, OUTPUT, QUERY_NORM, KEY_NORM, INPUT_NORM, POST_ATTENTION_NORM, ROUTER};
-enum { DENSE_LAYER_ROLES = sizeof dense_layer_roles / sizeof *dense_layer_roles };
-
-static uint64_t count_dense_bytes(const q3_config *config)
+static const q3_set_file *find_expert(const q3_model *model, uint32_t layer, uint32_t expert)
 {
-    uint64_t layer = 0;
-    for (size_t i = 0; i < DENSE_LAYER_ROLES; i++)
-        layer += q3_region_part(role_bytes(config, dense_layer_roles[i]), 1);
-    return layer * config->num_hidden_layers + q3_region_part(role_bytes(config, FINAL_NORM), 1) +
-           q3_region_part(role_bytes(config, LM_HEAD), 1);
+    return q3_set_find(
+        &model->set,
+        &(q3_place){.component = Q3_TEXT, .part = Q3_EXPERT, .layer = layer, .expert = expert});
+}
+
+uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert)
+{
+    const q3_set_file *file = find_expert(model, layer, expert);
+    return file ? model->file_bytes[file - model->set.files] : 0;
 }
 
 bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, q3_error *err)
@@ -250,11 +378,14 @@ bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, 
     if (!q3_set_open(directory, &model->set, err))
         return false;
     const q3_config *config = model->config = &model->set.config;
-    model->dense_bytes = count_dense_bytes(config);
-    model->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *model->layers, err);
-    model->held =
-        model->layers ? q3_alloc_zeroed(config->num_hidden_layers, config->num_experts, err) : NULL;
-    bool ok = model->held != NULL;
+    const size_t experts = (size_t)config->num_hidden_layers * config->num_experts;
+    bool ok =
+        (model->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *model->layers, err)) &&
+        (model->held = q3_alloc_zeroed(experts, sizeof *model->held, err)) &&
+        (model->file_bytes =
+             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_bytes, err)) &&
+        (model->file_stays =
+             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_stays, err));
     for (size_t i = 0; ok && i < model->set.file_count; i++) {
         const q3_place *place = &model->set.files[i].place;
         if (place->component != Q3_TEXT || place->part != Q3_EXPERT)
@@ -264,7 +395,9 @@ bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, 
     }
     ok = ok && check_parts(model, err) &&
          q3_team_try(team, check_file, model, (uint32_t)model->set.file_count, err);
-    if (!ok)
+    if (ok)
+        count_dense(model);
+    else
         q3_model_close(model);
     return ok;
 }
@@ -274,52 +407,81 @@ void q3_model_close(q3_model *model)
     q3_region_destroy(&model->dense);
     free(model->layers);
     free(model->held);
+    free(model->file_bytes);
+    free(model->file_stays);
     q3_set_close(&model->set);
     *model = (q3_model){0};
 }
 
 // ---- loading ----
 
-typedef struct frame_load {
+typedef struct matrix_load {
     const q3_pack *pack;
-    const q3_pack_tensor *tensor;
-    uint8_t *raw;
-} frame_load;
+    placement to;
+    q3_block *blocks; // of a matrix that stays as it is stored: where to
+    uint8_t *raw;     // of one that is decoded
+} matrix_load;
+
+static bool check_block(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                        const q3_block *block, q3_error *err)
+{
+    q3_error reason;
+    return q3_block_check(block, pack->frames[tensor->first_frame + index].raw_bytes, &reason) ||
+           q3_fail(err, (enum q3_exit)reason.code, "%s: %s: frame %" PRIu32 ": %s", pack->file.path,
+                   tensor->tensor.name, index, reason.message);
+}
 
 static bool load_frame(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
 {
-    const frame_load *load = context;
-    return q3_reader_frame(reader, load->pack, load->tensor, index,
-                           load->raw + (size_t)index * load->tensor->frame_bytes, err);
+    const matrix_load *load = context;
+    const q3_pack_tensor *tensor = load->to.tensor;
+    if (!load->to.stays)
+        return q3_reader_frame(reader, load->pack, tensor, index,
+                               load->raw + (size_t)index * tensor->frame_bytes, err);
+    // The memory is the loader's own, the pointer says that nobody else writes to it.
+    void *data = (void *)(uintptr_t)load->blocks[index].data;
+    return q3_pack_load_frame(load->pack, tensor, index, data, err) &&
+           check_block(load->pack, tensor, index, &load->blocks[index], err);
 }
 
-// Reads a tensor of an opened file, its frames on all threads.
+// Reads a matrix of an opened file, its frames on all threads. *values becomes the first block's
+// data: for a vector that is all of it.
 static bool load_role(q3_model *model, role which, const q3_place *place, const q3_pack *pack,
                       const q3_team *team, q3_matrix *matrix, q3_error *err)
 {
-    const q3_config *config = model->config;
-    frame_load load = {.pack = pack, .tensor = find_role(config, which, place, pack, err)};
-    if (!load.tensor)
+    const q3_pack_tensor *tensor = find_role(model->config, which, place, pack, err);
+    if (!tensor)
         return false;
-    load.raw = q3_region_take(&model->dense, load.tensor->tensor.bytes);
-    *matrix = (q3_matrix){.values = (const uint16_t *)(void *)load.raw,
-                          .rows = extent_size(config, layout[which].rows),
-                          .columns = extent_size(config, layout[which].columns)};
-    return q3_team_try(team, load_frame, &load, load.tensor->frame_count, err);
+    const bool stays = can_stay(model->config, which, pack, tensor);
+    matrix_load load = {.pack = pack,
+                        .to = place_matrix(model->config, which, pack, tensor, stays)};
+    load.blocks = q3_region_take(&model->dense, load.to.blocks * sizeof *load.blocks);
+    if (load.to.stays) {
+        for (uint32_t i = 0; i < load.to.blocks; i++) {
+            const q3_frame *frame = &pack->frames[tensor->first_frame + i];
+            load.blocks[i] = block_of(frame, q3_region_take(&model->dense, frame->stored_bytes));
+        }
+    } else {
+        load.raw = q3_region_take(&model->dense, tensor->tensor.bytes);
+        cut_plain(&load.to, load.raw, load.blocks);
+    }
+    *matrix = matrix_of(&load.to, load.blocks);
+    return q3_team_try(team, load_frame, &load, tensor->frame_count, err);
 }
 
-// Reads the roles of one file; matrices[i] is that of roles[i].
+// Reads the dense roles of one file; matrices[role] is that of a role.
 static bool load_part(q3_model *model, q3_part part, uint32_t layer, const q3_team *team,
-                      const role *roles, size_t count, q3_matrix *matrices, q3_error *err)
+                      q3_matrix matrices[ROLES], q3_error *err)
 {
     const q3_place place = {.component = Q3_TEXT, .part = part, .layer = layer};
     q3_pack pack;
     if (!q3_model_open_part(model, &place, &pack, err))
         return false;
     bool ok = true;
-    for (size_t i = 0; ok && i < count; i++)
-        if (layout[roles[i]].part == part)
-            ok = load_role(model, roles[i], &place, &pack, team, &matrices[i], err);
+    for (size_t i = 0; ok && i < DENSE_ROLES; i++)
+        if (layout[dense_roles[i]].part == part)
+            ok = load_role(model, dense_roles[i], &place, &pack, team, &matrices[dense_roles[i]],
+                           err);
     q3_pack_close(&pack);
     return ok;
 }
@@ -327,62 +489,114 @@ static bool load_part(q3_model *model, q3_part part, uint32_t layer, const q3_te
 static bool load_layer(q3_model *model, uint32_t index, const q3_team *team, q3_error *err)
 {
     static const q3_part parts[] = {Q3_ATTENTION, Q3_NORMS, Q3_ROUTER};
-    q3_matrix matrix[DENSE_LAYER_ROLES] = {0}, by_role[ROLES] = {0};
+    q3_matrix by_role[ROLES] = {0};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        if (!load_part(model, parts[i], index, team, dense_layer_roles, DENSE_LAYER_ROLES, matrix,
-                       err))
+        if (!load_part(model, parts[i], index, team, by_role, err))
             return false;
-    for (size_t i = 0; i < DENSE_LAYER_ROLES; i++)
-        by_role[dense_layer_roles[i]] = matrix[i];
     model->layers[index] = (q3_layer){
         .query = by_role[QUERY],
         .key = by_role[KEY],
         .value = by_role[VALUE],
         .output = by_role[OUTPUT],
         .router = by_role[ROUTER],
-        .query_norm = by_role[QUERY_NORM].values,
-        .key_norm = by_role[KEY_NORM].values,
-        .input_norm = by_role[INPUT_NORM].values,
-        .post_attention_norm = by_role[POST_ATTENTION_NORM].values,
+        .query_norm = by_role[QUERY_NORM].blocks[0].data,
+        .key_norm = by_role[KEY_NORM].blocks[0].data,
+        .input_norm = by_role[INPUT_NORM].blocks[0].data,
+        .post_attention_norm = by_role[POST_ATTENTION_NORM].blocks[0].data,
     };
     return true;
 }
 
 bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err)
 {
-    static const role final_norm = FINAL_NORM, lm_head = LM_HEAD;
-    q3_matrix norm;
+    q3_matrix by_role[ROLES];
     if (!q3_region_create(model->dense_bytes, &model->dense, err))
         return false;
     for (uint32_t i = 0; i < model->config->num_hidden_layers; i++)
         if (!q3_check_interrupt(err) || !load_layer(model, i, team, err))
             return false;
-    if (!load_part(model, Q3_FINAL_NORM, 0, team, &final_norm, 1, &norm, err) ||
-        !load_part(model, Q3_LM_HEAD, 0, team, &lm_head, 1, &model->lm_head, err))
+    if (!load_part(model, Q3_FINAL_NORM, 0, team, by_role, err) ||
+        !load_part(model, Q3_LM_HEAD, 0, team, by_role, err))
         return false;
-    model->final_norm = norm.values;
+    model->final_norm = by_role[FINAL_NORM].blocks[0].data;
+    model->lm_head = by_role[LM_HEAD];
     return true;
 }
 
-bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert,
-                          q3_frame_reader *reader, uint16_t *raw, uint64_t *bytes_read,
-                          q3_error *err)
+static void *take(uint8_t **memory, uint64_t bytes)
 {
-    static const role roles[] = {EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
-    const q3_place place = {
-        .component = Q3_TEXT, .part = Q3_EXPERT, .layer = layer, .expert = expert};
-    q3_pack pack;
-    if (!q3_model_open_part(model, &place, &pack, err))
-        return false;
-    bool ok = true;
-    for (size_t i = 0; ok && i < sizeof roles / sizeof *roles; i++) {
-        const q3_pack_tensor *tensor = find_role(model->config, roles[i], &place, &pack, err);
-        ok = tensor && q3_reader_tensor(reader, &pack, tensor, raw, err);
-        if (ok)
-            raw += tensor->tensor.bytes / 2;
+    void *part = *memory;
+    *memory += q3_region_part(bytes, 1);
+    return part;
+}
+
+// One matrix of an expert whose file lies in memory.
+static bool find_in_image(const placement *to, const q3_pack *pack, const uint8_t *image,
+                          uint8_t **memory, q3_matrix *matrix, q3_error *err)
+{
+    q3_block *blocks = take(memory, to->blocks * sizeof *blocks);
+    for (uint32_t i = 0; i < to->blocks; i++) {
+        const q3_frame *frame = &pack->frames[to->tensor->first_frame + i];
+        blocks[i] = block_of(frame, image + frame->offset);
+        if (!q3_pack_check_image(pack, to->tensor, i, image, err) ||
+            !check_block(pack, to->tensor, i, &blocks[i], err))
+            return false;
     }
-    for (uint32_t i = 0; ok && i < pack.frame_count; i++)
-        *bytes_read += pack.frames[i].stored_bytes;
+    *matrix = matrix_of(to, blocks);
+    return true;
+}
+
+// One that is decoded.
+static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_reader *reader,
+                          uint8_t **memory, q3_matrix *matrix, q3_error *err)
+{
+    uint8_t *raw = take(memory, to->tensor->tensor.bytes);
+    q3_block *blocks = take(memory, to->blocks * sizeof *blocks);
+    cut_plain(to, raw, blocks);
+    *matrix = matrix_of(to, blocks);
+    return q3_reader_tensor(reader, pack, to->tensor, raw, err);
+}
+
+bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
+                          uint64_t *bytes_read, q3_error *err)
+{
+    const q3_set_file *file = find_expert(model, layer, expert);
+    const bool stays = model->file_stays[file - model->set.files];
+    q3_pack pack;
+    if (!(stays ? q3_set_load_pack(&model->set, file, direct, memory, &pack, err)
+                : q3_model_open_part(model, &file->place, &pack, err)))
+        return false;
+    expert_placement to;
+    bool ok = place_expert(model->config, &file->place, &pack, &to, err);
+    uint8_t *next = memory + (stays ? q3_region_part(pack.size, 1) : 0);
+    const placement *parts[] = {&to.gate, &to.up, &to.down};
+    q3_matrix *matrices[] = {&result->gate, &result->up, &result->down};
+    for (size_t i = 0; ok && i < 3; i++)
+        ok = stays ? find_in_image(parts[i], &pack, memory, &next, matrices[i], err)
+                   : decode_matrix(parts[i], &pack, reader, &next, matrices[i], err);
     q3_pack_close(&pack);
+    result->number = expert;
+    *bytes_read = file->size;
     return ok;
+}
+
+void q3_model_diagnose(const q3_model *model, const q3_place *place, q3_frame_reader *reader,
+                       q3_error *err)
+{
+    q3_pack pack;
+    char path[Q3_PLACE_PATH_MAX];
+    if (!q3_model_open_part(model, place, &pack, err))
+        return;
+    bool ok = true;
+    for (uint32_t i = 0; ok && i < pack.tensor_count; i++) {
+        const q3_pack_tensor *tensor = &pack.tensors[i];
+        uint8_t *raw = q3_alloc((size_t)tensor->tensor.bytes, 1, err);
+        ok = raw && q3_reader_tensor(reader, &pack, tensor, raw, err);
+        free(raw);
+    }
+    q3_pack_close(&pack);
+    if (ok)
+        q3_fail(err, Q3_MALFORMED, "%s/%s: has changed while it was in use", model->set.directory,
+                q3_place_path(place, path));
 }

@@ -8,18 +8,16 @@
 // head) into memory of its own, each frame's checksum verified; the files are not mapped, so one
 // that shrinks later is an error of whoever reads it and not a crash. Experts are read by the
 // expert cache, rows of the embedding by embedding.h.
+//
+// Matrices stay in memory as the pack stores them (matrix.h) where a product can read that: plain
+// and bit-plane frames of whole rows. What else there is (zstd, say) is decoded as it is read.
 #ifndef Q3_RUNTIME_MODEL_H
 #define Q3_RUNTIME_MODEL_H
 
+#include "matrix.h"
 #include "region.h"
 #include "set.h"
 #include "team.h"
-
-// A bf16 matrix, row-major: y = W x has `rows` numbers, x has `columns`.
-typedef struct q3_matrix {
-    const uint16_t *values;
-    uint32_t rows, columns;
-} q3_matrix;
 
 // What every token needs of a layer.
 typedef struct q3_layer {
@@ -37,6 +35,8 @@ typedef struct q3_model {
     q3_matrix lm_head;
     bool *held;          // [layer][expert]: which experts the pack has; at least one in every layer
     uint64_t held_count; // in all layers
+    uint64_t *file_bytes; // for each file of the set: memory that its matrices take
+    bool *file_stays;     // for each file of an expert: do they stay as they are stored?
     uint64_t dense_bytes; // memory that loading takes
     q3_region dense;
 } q3_model;
@@ -48,19 +48,30 @@ bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, 
 bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err);
 void q3_model_close(q3_model *model); // a zeroed or closed one is fine
 
-// Bytes of one expert's three matrices.
-uint64_t q3_model_expert_bytes(const q3_config *config);
-
 // Opens the file of a place and checks all its tensors against the configuration.
 bool q3_model_open_part(const q3_model *model, const q3_place *place, q3_pack *pack, q3_error *err);
 
 // The embedding in its opened file.
 const q3_pack_tensor *q3_model_embedding(const q3_model *model, const q3_pack *pack, q3_error *err);
 
-// Reads an expert to `raw`, which has room for q3_model_expert_bytes: gate, up, down. Adds the
-// bytes read from the file to *bytes_read.
-bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert,
-                          q3_frame_reader *reader, uint16_t *raw, uint64_t *bytes_read,
-                          q3_error *err);
+// An expert in memory: y = down (silu(gate x) * (up x)). gate and up are cut into the same blocks.
+typedef struct q3_expert {
+    uint32_t number;
+    q3_matrix gate, up, down;
+} q3_expert;
+
+// Memory that an expert takes, a multiple of a page; 0 when the pack has not got it.
+uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
+
+// Reads an expert to that much memory at a multiple of a page. Every checksum is verified. `direct`
+// asks for reading around the page cache. *bytes_read becomes what was read from the file.
+bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
+                          uint64_t *bytes_read, q3_error *err);
+
+// Says what is wrong with a part whose frames have turned out not to decode although their
+// checksums are right.
+void q3_model_diagnose(const q3_model *model, const q3_place *place, q3_frame_reader *reader,
+                       q3_error *err);
 
 #endif

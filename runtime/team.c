@@ -1,12 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "team.h"
 
+#include "matrix.h"
+
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
-// Waking the others costs as much as about so many multiply-adds.
-enum { SMALL_WORK = 1 << 18 };
+// Multiply-adds of some 4 microseconds: sharing less than that gains nothing (bench_workers).
+enum { SMALL_WORK = 1 << 16 };
+
+uint64_t q3_team_bytes(unsigned threads)
+{
+    return threads * q3_region_part(Q3_BLOCK_BYTES_MAX, 1);
+}
 
 bool q3_team_create(unsigned threads, q3_team *team, q3_error *err)
 {
@@ -15,6 +22,9 @@ bool q3_team_create(unsigned threads, q3_team *team, q3_error *err)
     bool ok = team->readers && q3_workers_create(threads, &team->workers, err);
     for (unsigned i = 0; ok && i < threads; i++)
         ok = (team->readers[i].coder = q3_coder_create(err)) != NULL;
+    ok = ok && q3_region_create(q3_team_bytes(threads), &team->blocks, err);
+    for (unsigned i = 0; ok && i < threads; i++)
+        team->readers[i].block = q3_region_take(&team->blocks, Q3_BLOCK_BYTES_MAX);
     if (!ok)
         q3_team_destroy(team);
     return ok;
@@ -27,6 +37,7 @@ void q3_team_destroy(q3_team *team)
         free(team->readers[i].stored);
     }
     free(team->readers);
+    q3_region_destroy(&team->blocks);
     q3_workers_destroy(team->workers);
     *team = (q3_team){0};
 }

@@ -1,24 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The engine's threads: the worker pool, and for each worker what reading a frame needs. Work that
-// is too small to be shared stays in the caller.
+// The engine's threads: the worker pool, and for each worker what reading a frame and
+// multiplying with it needs. Work that is too small to be shared stays in the caller.
 #ifndef Q3_RUNTIME_TEAM_H
 #define Q3_RUNTIME_TEAM_H
 
 #include "base/workers.h"
 #include "pack.h"
+#include "region.h"
 
 typedef struct q3_frame_reader {
     q3_coder *coder;
     uint8_t *stored; // a frame as it lies in the file
     size_t capacity;
+    void *block; // scratch for q3_matrix_multiply: Q3_BLOCK_BYTES_MAX bytes at a multiple of 64
 } q3_frame_reader;
 
 typedef struct q3_team {
     q3_workers *workers;
     unsigned count;
     q3_frame_reader *readers; // one for each worker
+    q3_region blocks;         // the memory of their blocks
 } q3_team;
+
+// Memory of the blocks of so many threads.
+uint64_t q3_team_bytes(unsigned threads);
 
 // threads: 1 to Q3_WORKERS_MAX.
 bool q3_team_create(unsigned threads, q3_team *team, q3_error *err);

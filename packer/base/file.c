@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 // open() that a signal does not end: on a network file system it can take its time.
@@ -32,11 +33,10 @@ static bool sync_retrying(int fd)
     return true;
 }
 
-bool q3_file_open(const char *path, q3_file *file, q3_error *err)
+// A descriptor that open_retrying gave, or -1 with errno, becomes a q3_file.
+static bool adopt(int fd, const char *path, q3_file *file, q3_error *err)
 {
     *file = (q3_file){.fd = -1};
-    // O_NONBLOCK: opening a FIFO that somebody put there must not hang; no effect on regular files.
-    const int fd = open_retrying(path, O_RDONLY | O_NONBLOCK);
     if (fd < 0)
         return q3_fail_errno(err, "%s: cannot open", path);
     struct stat status;
@@ -61,6 +61,28 @@ bool q3_file_open(const char *path, q3_file *file, q3_error *err)
     return true;
 }
 
+// O_NONBLOCK: opening a FIFO that somebody put there must not hang; no effect on regular files.
+enum { READING = O_RDONLY | O_NONBLOCK };
+
+bool q3_file_open(const char *path, q3_file *file, q3_error *err)
+{
+    return adopt(open_retrying(path, READING), path, file, err);
+}
+
+bool q3_file_open_whole(const char *path, bool direct, q3_file *file, q3_error *err)
+{
+#ifdef O_DIRECT
+    if (direct) {
+        const int fd = open_retrying(path, READING | O_DIRECT);
+        if (fd >= 0 || errno != EINVAL)
+            return adopt(fd, path, file, err);
+    }
+#else
+    (void)direct;
+#endif
+    return q3_file_open(path, file, err);
+}
+
 void q3_file_close(q3_file *file)
 {
     if (file->path) {
@@ -70,12 +92,13 @@ void q3_file_close(q3_file *file)
     *file = (q3_file){.fd = -1};
 }
 
-bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err)
+// Reads `size` bytes, asking for up to `room`.
+static bool read_at(const q3_file *file, uint64_t offset, uint8_t *to, size_t size, size_t room,
+                    q3_error *err)
 {
-    uint8_t *to = data;
     size_t done = 0;
     while (done < size) {
-        const ssize_t count = pread(file->fd, to + done, size - done, (off_t)(offset + done));
+        const ssize_t count = pread(file->fd, to + done, room - done, (off_t)(offset + done));
         if (count < 0) {
             if (errno == EINTR)
                 continue;
@@ -89,6 +112,18 @@ bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size,
         done += (size_t)count;
     }
     return true;
+}
+
+bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err)
+{
+    return read_at(file, offset, data, size, size, err);
+}
+
+bool q3_file_read_whole(const q3_file *file, void *data, q3_error *err)
+{
+    const uint64_t room =
+        (file->size + Q3_DIRECT_ALIGNMENT - 1) / Q3_DIRECT_ALIGNMENT * Q3_DIRECT_ALIGNMENT;
+    return read_at(file, 0, data, (size_t)file->size, (size_t)room, err);
 }
 
 bool q3_file_load(const char *path, uint64_t max_bytes, char **data, size_t *size, q3_error *err)
@@ -211,6 +246,18 @@ bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_er
             *empty = false;
     closedir(stream);
     return true;
+}
+
+bool q3_directory_check_space(const char *path, uint64_t bytes, q3_error *err)
+{
+    struct statvfs status;
+    if (statvfs(path, &status) != 0)
+        return q3_fail_errno(err, "%s: cannot tell the free space", path);
+    const uint64_t available = (uint64_t)status.f_bavail * status.f_frsize;
+    char has[Q3_GROUPED_MAX], needs[Q3_GROUPED_MAX];
+    return bytes <= available ||
+           q3_fail(err, Q3_FAILED, "%s: needs about %s of disk, %s are free", path,
+                   q3_human_bytes(bytes, needs), q3_human_bytes(available, has));
 }
 
 bool q3_output_create(const char *path, q3_output *output, q3_error *err)

@@ -26,6 +26,13 @@ void q3_file_close(q3_file *file);
 // Reads exactly size bytes from offset on.
 bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err);
 
+// Whole files in one go, around the page cache if `direct` (where a file system does not do that,
+// through it). q3_file_read_whole reads the file's `size` bytes; data lies at a multiple of
+// Q3_DIRECT_ALIGNMENT and has room for the next multiple of it.
+enum { Q3_DIRECT_ALIGNMENT = 4096 };
+bool q3_file_open_whole(const char *path, bool direct, q3_file *file, q3_error *err);
+bool q3_file_read_whole(const q3_file *file, void *data, q3_error *err);
+
 // The whole of a file of at most max_bytes, with a NUL after its last byte that *size does not
 // count. The caller frees *data. A larger file is malformed.
 bool q3_file_load(const char *path, uint64_t max_bytes, char **data, size_t *size, q3_error *err);
@@ -43,6 +50,10 @@ bool q3_safe_file_name(const char *name);
 bool q3_directory_create(const char *path, q3_error *err);
 // Has the directory no entries, or only one named `except` (NULL for none)?
 bool q3_directory_empty(const char *path, const char *except, bool *empty, q3_error *err);
+// Fails when the directory's file system has less than `bytes` free: better before hours of work
+// than after.
+bool q3_directory_check_space(const char *path, uint64_t bytes, q3_error *err);
+
 // Makes the directory's entries (new names, renames) survive a crash.
 bool q3_directory_sync(const char *path, q3_error *err);
 

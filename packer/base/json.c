@@ -234,15 +234,20 @@ static const char *scan_document(scanner *scan)
 
 // The path from the root to an item: item[0] is the root, item[depth - 1] the current one.
 typedef struct walk {
-    const cJSON *item[Q3_JSON_DEPTH_MAX + 1];
+    cJSON *item[Q3_JSON_DEPTH_MAX + 1];
     unsigned depth;
 } walk;
 
-// The next item in document order, or NULL at the end.
-static const cJSON *walk_next(walk *w)
+static bool is_container(const cJSON *item)
 {
-    const cJSON *item = w->item[w->depth - 1];
-    if (item->child && (cJSON_IsObject(item) || cJSON_IsArray(item)))
+    return cJSON_IsObject(item) || cJSON_IsArray(item);
+}
+
+// The next item in document order, or NULL at the end.
+static cJSON *walk_next(walk *w)
+{
+    cJSON *item = w->item[w->depth - 1];
+    if (item->child && is_container(item))
         return w->item[w->depth++] = item->child;
     while (w->depth > 1) {
         item = w->item[w->depth - 1];
@@ -253,8 +258,34 @@ static const cJSON *walk_next(walk *w)
     return NULL;
 }
 
+bool q3_json_keep_spelling(q3_json *json, q3_bytes text, q3_error *err)
+{
+    // The numbers of the text and those of the tree come in the same order. cJSON leaves the string
+    // of a number alone, but frees it.
+    scanner scan = {.text = text.data, .size = text.size};
+    walk w = {.item = {json->root}, .depth = 1};
+    cJSON *item = json->root;
+    for (; item; item = walk_next(&w)) {
+        if (!cJSON_IsNumber(item))
+            continue;
+        for (int c; (c = peek(&scan)) >= 0 && c != '-' && !(c >= '0' && c <= '9');) {
+            if (c == '"')
+                scan_string(&scan);
+            else
+                scan.at++;
+        }
+        const size_t start = scan.at;
+        scan_number(&scan);
+        item->valuestring =
+            q3_format(err, "%.*s", (int)(scan.at - start), (const char *)text.data + start);
+        if (!item->valuestring)
+            return false;
+    }
+    return true;
+}
+
 // Where the item stands, such as "thinker_config.layers[3]"; empty for the root.
-static void describe_path(const cJSON *root, const cJSON *wanted, char *out, size_t capacity)
+static void describe_path(cJSON *root, const cJSON *wanted, char *out, size_t capacity)
 {
     out[0] = 0;
     if (!root || !wanted || root == wanted)
@@ -687,6 +718,45 @@ void q3_json_put_float(q3_json_writer *writer, const char *key, float value)
     snprintf(number, sizeof number, "%.9g", (double)value);
     before_value(writer, key);
     put_text(writer, number);
+}
+
+static void put_leaf(q3_json_writer *writer, const char *key, const cJSON *item)
+{
+    if (cJSON_IsString(item)) {
+        q3_json_put_string(writer, key, item->valuestring);
+    } else if (cJSON_IsBool(item)) {
+        q3_json_put_bool(writer, key, cJSON_IsTrue(item));
+    } else if (cJSON_IsNumber(item) && item->valuestring) {
+        before_value(writer, key);
+        put_text(writer, item->valuestring);
+    } else if (cJSON_IsNumber(item)) {
+        q3_json_put_double(writer, key, item->valuedouble);
+    } else {
+        q3_json_put_null(writer, key);
+    }
+}
+
+void q3_json_put_item(q3_json_writer *writer, const char *key, cJSON *item)
+{
+    walk w = {.item = {item}, .depth = 1};
+    for (cJSON *at = item; at;) {
+        const char *name = at == item ? key : at->string;
+        if (cJSON_IsObject(at))
+            q3_json_begin_object(writer, name);
+        else if (cJSON_IsArray(at))
+            q3_json_begin_array(writer, name);
+        else
+            put_leaf(writer, name, at);
+        const walk before = w;
+        at = walk_next(&w);
+        // What lies on the old path and not on the new one has ended, innermost first.
+        for (unsigned d = before.depth; d >= w.depth; d--) {
+            if (cJSON_IsObject(before.item[d - 1]))
+                q3_json_end_object(writer);
+            else if (cJSON_IsArray(before.item[d - 1]))
+                q3_json_end_array(writer);
+        }
+    }
 }
 
 bool q3_json_finish(q3_json_writer *writer, q3_error *err)

@@ -27,6 +27,10 @@ typedef struct q3_json {
 bool q3_json_parse(const char *name, q3_bytes text, q3_json *json, q3_error *err);
 // Parses a file of at most max_bytes.
 bool q3_json_load(const char *path, uint64_t max_bytes, q3_json *json, q3_error *err);
+// Remembers how the document's numbers are spelt ("1.0", "1e-06"), so that q3_json_put_item writes
+// them so. `text` is what the tree was parsed from; the tree must not have been changed.
+bool q3_json_keep_spelling(q3_json *json, q3_bytes text, q3_error *err);
+
 // Frees the tree; a zeroed q3_json is fine.
 void q3_json_free(q3_json *json);
 
@@ -88,6 +92,9 @@ void q3_json_put_null(q3_json_writer *writer, const char *key);
 // NaN and infinities, which JSON lacks, become null.
 void q3_json_put_double(q3_json_writer *writer, const char *key, double value);
 void q3_json_put_float(q3_json_writer *writer, const char *key, float value);
+
+// A whole item of a tree, which stays as it is.
+void q3_json_put_item(q3_json_writer *writer, const char *key, cJSON *item);
 
 // Ends the document with a newline; another one may follow. False when memory ran out on the way;
 // the text stays the writer's.

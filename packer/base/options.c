@@ -15,7 +15,7 @@
 #define Q3_VERSION "unknown"
 #endif
 
-enum { OPTIONS_MAX = 48, ARGUMENTS_MAX = 4, HELP_COLUMN = 28, HELP_WIDTH = 79 };
+enum { OPTIONS_MAX = 48, ARGUMENTS_MAX = 64, HELP_COLUMN = 28, HELP_WIDTH = 79 };
 
 static const char *program_name = "q3";
 
@@ -260,8 +260,13 @@ static int run_command(const q3_program *program, const q3_command *command, int
     }
     const unsigned required = count_words(command->arguments);
     const unsigned given = (unsigned)(argc - optind);
-    if (given != required) {
-        if (given > required)
+    const size_t length = strlen(command->arguments);
+    const bool more = length > 3 && strcmp(command->arguments + length - 3, "...") == 0;
+    const unsigned most = more ? ARGUMENTS_MAX : required;
+    if (given < required || given > most) {
+        if (given > required && more)
+            q3_fail(&err, Q3_USAGE, "more than %d arguments", ARGUMENTS_MAX);
+        else if (given > required)
             q3_fail(&err, Q3_USAGE, "unexpected argument \"%s\"", argv[optind + (int)required]);
         else
             q3_fail(&err, Q3_USAGE, "expected %s, found %u of %u arguments", command->arguments,

@@ -62,12 +62,14 @@ typedef struct q3_option {
     }
 
 typedef struct q3_command {
-    const char *name;      // "list"; NULL for a program without commands
-    const char *arguments; // "PACK FILE"; the count of words is how many are required
-    const char *summary;   // one line
+    const char *name; // "list"; NULL for a program without commands
+    // "PACK FILE": the count of words is how many are required. When the last one ends in "...",
+    // more of it may follow.
+    const char *arguments;
+    const char *summary; // one line
     const q3_option *options;
     unsigned option_count;
-    int (*run)(const char *const *arguments); // returns the exit code
+    int (*run)(const char *const *arguments); // NULL behind the last; returns the exit code
 } q3_command;
 
 typedef struct q3_program {

@@ -26,6 +26,11 @@ void q3_progress_begin(q3_progress *progress, const char *verb, uint64_t total, 
         progress->width = size.ws_col;
 }
 
+static const char *amount(const q3_progress *progress, uint64_t value, char out[Q3_GROUPED_MAX])
+{
+    return progress->unit ? q3_grouped(value, out) : q3_human_bytes(value, out);
+}
+
 static void draw(const q3_progress *progress, const char *what, double elapsed)
 {
     char done[Q3_GROUPED_MAX], total[Q3_GROUPED_MAX], rate[Q3_GROUPED_MAX], line[512];
@@ -39,10 +44,11 @@ static void draw(const q3_progress *progress, const char *what, double elapsed)
     else
         snprintf(remaining, sizeof remaining, "%u:%02u left", seconds / 60, seconds % 60);
     // What matters most stands first: a narrow terminal cuts the end off.
-    snprintf(line, sizeof line, "%s %3.0f%%  %s of %s  %s/s  %s  %s", progress->verb,
+    snprintf(line, sizeof line, "%s %3.0f%%  %s of %s%s%s  %s/s  %s  %s", progress->verb,
              progress->total ? 100.0 * (double)progress->done / (double)progress->total : 100.0,
-             q3_human_bytes(progress->done, done), q3_human_bytes(progress->total, total),
-             q3_human_bytes((uint64_t)speed, rate), remaining, what);
+             amount(progress, progress->done, done), amount(progress, progress->total, total),
+             progress->unit ? " " : "", progress->unit ? progress->unit : "",
+             amount(progress, (uint64_t)speed, rate), remaining, what);
     const size_t room = progress->width > 1 ? progress->width - 1 : 1;
     if (strlen(line) > room)
         line[room] = 0;
@@ -50,9 +56,9 @@ static void draw(const q3_progress *progress, const char *what, double elapsed)
     fflush(stderr);
 }
 
-void q3_progress_add(q3_progress *progress, uint64_t bytes, const char *what)
+void q3_progress_add(q3_progress *progress, uint64_t more, const char *what)
 {
-    progress->done += bytes;
+    progress->done += more;
     if (!progress->shown)
         return;
     const double now = q3_now();

@@ -10,16 +10,18 @@
 
 typedef struct q3_progress {
     const char *verb; // "extracting"
+    const char *unit; // what is counted, "tokens"; NULL: bytes
     uint64_t total, done;
     double started, drawn; // seconds
     unsigned width;
     bool shown;
 } q3_progress;
 
-// total in bytes; verb must outlive the progress. quiet shows nothing.
+// total in bytes, or in what the caller then sets as the unit; both texts must outlive the
+// progress. quiet shows nothing.
 void q3_progress_begin(q3_progress *progress, const char *verb, uint64_t total, bool quiet);
-// `bytes` more are done; `what` is the item at work. Draws ten times a second at most.
-void q3_progress_add(q3_progress *progress, uint64_t bytes, const char *what);
+// `more` bytes (or units) are done; `what` is the item at work. Draws ten times a second at most.
+void q3_progress_add(q3_progress *progress, uint64_t more, const char *what);
 // Wipes the line, so that what follows starts at a clean one.
 void q3_progress_end(q3_progress *progress);
 

@@ -2,47 +2,191 @@
 #include "workers.h"
 
 #include "interrupt.h"
+#include "limits.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+
+// How a run works. `unclaimed` counts the tasks that nobody has taken; taking one is to lower it by
+// compare-and-swap from a value above 0. Who has taken a task may read the run's fields: the run
+// cannot end before the task is reported in `unfinished`, and the fields are written only between
+// runs. A thread that comes late finds 0 and has read nothing that could change under it, so the
+// caller never waits for it: only for tasks that others have taken.
+//
+// Threads without work look at `unclaimed` for a while before they sleep, because decoding starts a
+// run every few dozen microseconds and waking a thread takes as long.
+enum {
+    CACHE_LINE = 64,
+    // Longer than most gaps between the runs of a token. On a busy machine this is what a waiting
+    // thread takes from others, which may be the very threads it waits for.
+    INSIST_NS = 10000,
+    // Until then it lets others go first but is still there at once on a machine with nothing else
+    // to do.
+    PATIENCE_NS = 50000,
+    LOOKS_A_TIME = 16, // between two readings of the clock
+};
 
 struct q3_workers {
     unsigned threads; // the caller's included
     unsigned started;
+    bool patient; // there is a processor for each thread, so waiting actively takes none away
     pthread_t thread[Q3_WORKERS_MAX];
     pthread_mutex_t lock;
     pthread_cond_t work_ready, work_done;
-    // The run in progress; written under the lock while no thread is active.
-    uint64_t generation;
-    unsigned active; // started threads that have not finished this generation
-    bool quit;
+    // The run in progress.
     q3_task *task;
     void *context;
     uint32_t count;
-    atomic_uint_fast64_t next; // wider than an index, so that it never wraps
+    // Each on a cache line of its own: the first changes with every task, the others only when a
+    // thread runs out of work or falls asleep.
+    char apart_claims[CACHE_LINE];
+    _Atomic uint32_t unclaimed;
+    char apart_reports[CACHE_LINE];
+    _Atomic uint32_t unfinished;
+    char apart_sleep[CACHE_LINE];
+    _Atomic uint32_t sleepers; // started threads that sleep or are about to
+    atomic_bool caller_sleeps;
+    atomic_bool quit;
 };
 
 unsigned q3_workers_default(void)
 {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0)
-        return 1;
-    const int count = CPU_COUNT(&set);
-    return count < 1 ? 1 : count > Q3_WORKERS_MAX ? Q3_WORKERS_MAX : (unsigned)count;
+    const unsigned count = q3_available_processors();
+    return count > Q3_WORKERS_MAX ? Q3_WORKERS_MAX : count;
 }
 
-static void run_tasks(q3_workers *workers, unsigned worker)
+// Takes tasks until there are none and runs them. Returns how many, for `unfinished`.
+static uint32_t run_tasks(q3_workers *workers, unsigned worker)
 {
-    for (;;) {
-        const uint_fast64_t index = atomic_fetch_add(&workers->next, 1);
-        if (index >= workers->count)
-            return;
-        workers->task(workers->context, (uint32_t)index, worker);
+    uint32_t done = 0;
+    uint32_t left = atomic_load_explicit(&workers->unclaimed, memory_order_relaxed);
+    while (left) {
+        // Acquire: a claim sees the fields that were written before `unclaimed` was set. The other
+        // claims in between only change it, which keeps them part of that release.
+        if (!atomic_compare_exchange_weak_explicit(&workers->unclaimed, &left, left - 1,
+                                                   memory_order_acquire, memory_order_relaxed))
+            continue;
+        workers->task(workers->context, workers->count - left, worker);
+        done++;
+        left = atomic_load_explicit(&workers->unclaimed, memory_order_relaxed);
     }
+    return done;
 }
+
+// ---- waiting ----
+
+static bool something_to_do(const q3_workers *workers)
+{
+    return atomic_load_explicit(&workers->unclaimed, memory_order_relaxed) ||
+           atomic_load_explicit(&workers->quit, memory_order_relaxed);
+}
+
+static bool all_finished(const q3_workers *workers)
+{
+    // Acquire: what the tasks have written is there for the caller.
+    return atomic_load_explicit(&workers->unfinished, memory_order_acquire) == 0;
+}
+
+static int64_t clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+// Tells the processor that it is waiting for another.
+static void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+// Waits actively for a short while. False when it was for nothing.
+static bool await_briefly(const q3_workers *workers, bool (*ready)(const q3_workers *workers))
+{
+    if (ready(workers))
+        return true;
+    if (!workers->patient)
+        return false;
+    const int64_t start = clock_ns();
+    for (int64_t waited = 0; waited < PATIENCE_NS; waited = clock_ns() - start) {
+        if (waited > INSIST_NS)
+            sched_yield();
+        for (unsigned i = 0; i < LOOKS_A_TIME; i++) {
+            relax();
+            if (ready(workers))
+                return true;
+        }
+    }
+    return false;
+}
+
+// No wake-up is lost, and none is made for nobody: a thread first says that it sleeps and then
+// looks for work, the caller first sets the work out and then looks for sleepers. With both in the
+// one order of sequentially consistent operations, at least one of them sees the other. The thread
+// holds the lock from there until it is asleep, and who wakes it takes the lock first.
+static void await_work(q3_workers *workers)
+{
+    if (await_briefly(workers, something_to_do))
+        return;
+    pthread_mutex_lock(&workers->lock);
+    atomic_fetch_add(&workers->sleepers, 1);
+    while (!atomic_load(&workers->unclaimed) && !atomic_load(&workers->quit))
+        pthread_cond_wait(&workers->work_ready, &workers->lock);
+    atomic_fetch_sub(&workers->sleepers, 1);
+    pthread_mutex_unlock(&workers->lock);
+}
+
+static void wake_for(q3_workers *workers, uint32_t tasks)
+{
+    const uint32_t sleepers = atomic_load(&workers->sleepers);
+    if (!sleepers)
+        return;
+    pthread_mutex_lock(&workers->lock);
+    pthread_mutex_unlock(&workers->lock);
+    if (tasks >= sleepers) {
+        pthread_cond_broadcast(&workers->work_ready);
+        return;
+    }
+    for (uint32_t i = 0; i < tasks; i++)
+        pthread_cond_signal(&workers->work_ready);
+}
+
+// The same the other way round: the caller sleeps, and who reports the last task wakes it.
+static void await_the_end(q3_workers *workers)
+{
+    if (await_briefly(workers, all_finished))
+        return;
+    pthread_mutex_lock(&workers->lock);
+    atomic_store(&workers->caller_sleeps, true);
+    while (atomic_load(&workers->unfinished))
+        pthread_cond_wait(&workers->work_done, &workers->lock);
+    atomic_store(&workers->caller_sleeps, false);
+    pthread_mutex_unlock(&workers->lock);
+}
+
+static void report(q3_workers *workers, uint32_t done)
+{
+    // Sequentially consistent, and so a release of what the tasks have written.
+    if (atomic_fetch_sub(&workers->unfinished, done) != done)
+        return;
+    // The caller may have seen the end by itself and be in its next run already, or asleep in it:
+    // then it looks once too often.
+    if (!atomic_load(&workers->caller_sleeps))
+        return;
+    pthread_mutex_lock(&workers->lock);
+    pthread_mutex_unlock(&workers->lock);
+    pthread_cond_signal(&workers->work_done);
+}
+
+// ---- threads ----
 
 typedef struct thread_start {
     q3_workers *workers;
@@ -54,22 +198,14 @@ static void *thread_main(void *argument)
     thread_start start = *(thread_start *)argument;
     free(argument);
     q3_workers *workers = start.workers;
-    uint64_t seen = 0;
-    pthread_mutex_lock(&workers->lock);
     for (;;) {
-        while (!workers->quit && workers->generation == seen)
-            pthread_cond_wait(&workers->work_ready, &workers->lock);
-        if (workers->quit)
-            break;
-        seen = workers->generation;
-        pthread_mutex_unlock(&workers->lock);
-        run_tasks(workers, start.worker);
-        pthread_mutex_lock(&workers->lock);
-        if (--workers->active == 0)
-            pthread_cond_signal(&workers->work_done);
+        await_work(workers);
+        if (atomic_load_explicit(&workers->quit, memory_order_relaxed))
+            return NULL;
+        const uint32_t done = run_tasks(workers, start.worker);
+        if (done)
+            report(workers, done);
     }
-    pthread_mutex_unlock(&workers->lock);
-    return NULL;
 }
 
 bool q3_workers_create(unsigned threads, q3_workers **result, q3_error *err)
@@ -79,6 +215,7 @@ bool q3_workers_create(unsigned threads, q3_workers **result, q3_error *err)
     if (!workers)
         return false;
     workers->threads = threads;
+    workers->patient = threads <= q3_workers_default();
     pthread_mutex_init(&workers->lock, NULL);
     pthread_cond_init(&workers->work_ready, NULL);
     pthread_cond_init(&workers->work_done, NULL);
@@ -109,7 +246,7 @@ void q3_workers_destroy(q3_workers *workers)
     if (!workers)
         return;
     pthread_mutex_lock(&workers->lock);
-    workers->quit = true;
+    atomic_store(&workers->quit, true);
     pthread_cond_broadcast(&workers->work_ready);
     pthread_mutex_unlock(&workers->lock);
     for (unsigned i = 0; i < workers->started; i++)
@@ -127,24 +264,20 @@ unsigned q3_workers_count(const q3_workers *workers)
 
 void q3_workers_run(q3_workers *workers, q3_task *task, void *context, uint32_t count)
 {
+    if (workers->started == 0 || count < 2) {
+        for (uint32_t i = 0; i < count; i++)
+            task(context, i, 0);
+        return;
+    }
     workers->task = task;
     workers->context = context;
     workers->count = count;
-    atomic_store(&workers->next, 0);
-    if (workers->started == 0 || count < 2) {
-        run_tasks(workers, 0);
-        return;
-    }
-    pthread_mutex_lock(&workers->lock);
-    workers->active = workers->started;
-    workers->generation++;
-    pthread_cond_broadcast(&workers->work_ready);
-    pthread_mutex_unlock(&workers->lock);
-    run_tasks(workers, 0);
-    pthread_mutex_lock(&workers->lock);
-    while (workers->active)
-        pthread_cond_wait(&workers->work_done, &workers->lock);
-    pthread_mutex_unlock(&workers->lock);
+    atomic_store_explicit(&workers->unfinished, count, memory_order_relaxed);
+    atomic_store(&workers->unclaimed, count);
+    wake_for(workers, count - 1);
+    const uint32_t done = run_tasks(workers, 0);
+    if (atomic_fetch_sub_explicit(&workers->unfinished, done, memory_order_acquire) != done)
+        await_the_end(workers);
 }
 
 // ---- streams ----

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The one thread pool. The thread that calls q3_workers_run works too, so a pool of one thread
-// starts none and runs everything in the caller.
+// starts none and runs everything in the caller. It never waits for a thread that has not got a
+// task in hand, so a thread that the system keeps from running slows nobody down. Threads without
+// work wait actively for some 50 microseconds, if there is a processor for each, and then sleep.
 #ifndef Q3_BASE_WORKERS_H
 #define Q3_BASE_WORKERS_H
 
@@ -13,7 +15,7 @@ typedef struct q3_workers q3_workers;
 
 enum { Q3_WORKERS_MAX = 256 };
 
-// The processors that this process may run on, at least 1, at most Q3_WORKERS_MAX.
+// The processors that this process may keep busy (limits.h), at most Q3_WORKERS_MAX.
 unsigned q3_workers_default(void);
 
 // A pool of `threads` (1 to Q3_WORKERS_MAX), the caller's included.

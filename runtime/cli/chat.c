@@ -48,8 +48,8 @@ static bool encode_turn(conversation *c, q3_bytes user, q3_error *err)
 static bool answer(conversation *c, q3_generation *result, q3_error *err)
 {
     q3_loaded *loaded = &c->loaded;
-    q3_run_statistics run = {.load_seconds = loaded->seconds,
-                             .before = q3_engine_count(loaded->engine)};
+    q3_run_statistics run = {.load_seconds = loaded->seconds};
+    q3_statistics_begin(loaded, &run);
     const size_t length = q3_session_length(loaded->session) + c->turn.count;
     if (!q3_check_length(loaded, "the conversation", length, err))
         return false;
@@ -150,6 +150,8 @@ int q3_command_chat(const char *const *arguments)
     conversation c = {.terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
     const bool ok = q3_check_stops(&err) && q3_loaded_open(arguments[0], true, &c.loaded, &err) &&
                     converse(&c, &err);
+    if (ok)
+        q3_warn_of_pool(&c.loaded);
     q3_ids_free(&c.turn);
     q3_loaded_close(&c.loaded);
     return ok ? Q3_DONE : q3_report(&err);

@@ -15,16 +15,25 @@
 typedef struct q3_run_options {
     // the engine
     uint64_t threads, context, memory;
-    const char *pool;
+    const char *pool, *router_bias;
+    double prefer_pool, prefer_resident;
+    bool prefer_pool_given;
+    double pool_warning; // percent
     // what is run
     const char *prompt, *ids, *system, *file, *text;
     bool raw;
+    uint64_t step; // tokens fed at a time; 0: all
     // the answer
     double temperature, top_p, min_p, repeat_penalty;
     uint64_t top_k, seed, max_tokens;
     bool temperature_given, top_k_given, top_p_given, min_p_given, repeat_penalty_given;
     bool max_tokens_given;
     q3_text_list stop;
+    // profiles and pools
+    q3_text_list files, prompts, prompt_files, merge, profiles;
+    const char *output, *router_bias_out, *sizes, *by, *phase;
+    double strength;
+    bool compare_rules;
     // output
     const char *stats;
     bool json, json_lines, decode;
@@ -38,6 +47,8 @@ int q3_command_chat(const char *const *arguments);
 int q3_command_tokenize(const char *const *arguments);
 int q3_command_logits(const char *const *arguments);
 int q3_command_score(const char *const *arguments);
+int q3_command_profile(const char *const *arguments);
+int q3_command_ladder(const char *const *arguments);
 
 // ---- an open pack ----
 
@@ -47,18 +58,32 @@ typedef struct q3_loaded {
     q3_tokenizer *tokenizer;
     q3_sampler *sampler;
     q3_ids stop_ids;
-    double seconds; // that opening took
+    double seconds;         // that opening took
+    double *outside_before; // q3_engine_outside when the answer in hand began
 } q3_loaded;
 
 // Opens the pack as the options say and prints notes (experts that are not there) to standard
 // error. With `speaks`, the tokenizer, the sampler and the stop ids too.
 bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *err);
+// The same for a program that wants `sessions` in all (it creates the others itself) and keeps so
+// many rows of logits.
+bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
+                        q3_loaded *loaded, q3_error *err);
 void q3_loaded_close(q3_loaded *loaded); // a zeroed one is fine
 
 // Ids from "1 2 3" (blanks or commas between them). None at all is Q3_USAGE.
 bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err);
 // Q3_USAGE, naming both numbers, when a prompt is longer than the session's context.
 bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err);
+
+// ---- texts ----
+
+enum { Q3_TEXT_BYTES_MAX = 256 << 20 };
+
+// Appends the ids of a file's text, taken as it is.
+bool q3_load_text(const q3_loaded *loaded, const char *path, q3_ids *ids, q3_error *err);
+// ln of the sum of exp: -ln p of a token is this less its logit.
+double q3_log_sum(const float *logits, uint32_t count);
 
 // ---- input and output ----
 
@@ -98,9 +123,14 @@ typedef struct q3_run_statistics {
     q3_engine_statistics before; // counts that belong to earlier answers
 } q3_run_statistics;
 
+// What has been counted until now belongs to earlier answers.
+void q3_statistics_begin(const q3_loaded *loaded, q3_run_statistics *run);
 // As the members of an object that has been begun.
 void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3_json_writer *json);
 // On standard error, as --stats says, or not at all.
 bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q3_error *err);
+// Says on standard error, at the end of a run, that the pool does not fit what was run, when it
+// does not.
+void q3_warn_of_pool(const q3_loaded *loaded);
 
 #endif

@@ -121,6 +121,8 @@ int q3_command_generate(const char *const *arguments)
     }
     const bool ok = q3_check_stops(&err) && q3_loaded_open(arguments[0], true, &loaded, &err) &&
                     generate(&loaded, &prompt, &result, &err);
+    if (ok)
+        q3_warn_of_pool(&loaded);
     const bool interrupted = result.reason == Q3_STOP_INTERRUPTED;
     q3_generation_free(&result);
     q3_ids_free(&prompt);

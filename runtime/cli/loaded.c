@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-q3_run_options q3_options = {.context = 0, .top_p = 1, .repeat_penalty = 1};
+q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1, .strength = 1};
 
 static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
 {
@@ -102,18 +102,40 @@ static void print_notes(const q3_engine_info *info)
                 q3_grouped(info->pool_experts, some), q3_grouped(info->pool_named, all));
 }
 
+static bool make_room(q3_loaded *loaded, q3_error *err)
+{
+    const uint32_t layers = q3_engine_describe(loaded->engine)->config->num_hidden_layers;
+    loaded->outside_before = q3_alloc_zeroed(layers, sizeof *loaded->outside_before, err);
+    return loaded->outside_before != NULL;
+}
+
 bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *err)
+{
+    return q3_loaded_open_for(pack, speaks, 1, 0, loaded, err);
+}
+
+bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
+                        q3_loaded *loaded, q3_error *err)
 {
     const double started = q3_now();
     *loaded = (q3_loaded){0};
     const q3_engine_options options = {
         .threads = (unsigned)q3_options.threads,
         .context = (uint32_t)q3_options.context,
+        .sessions = sessions,
+        .kept_logits = kept_logits,
         .memory = q3_options.memory,
         .pool = q3_options.pool,
+        .soft_pool = q3_options.prefer_pool_given,
+        .pool_bias = (float)q3_options.prefer_pool,
+        .router_bias = q3_options.router_bias,
+        .resident_bias = (float)q3_options.prefer_resident,
     };
+    if (q3_options.prefer_pool_given && !q3_options.pool)
+        return q3_fail(err, Q3_USAGE, "--prefer-pool needs a --pool");
     const bool ok = q3_engine_open(pack, &options, &loaded->engine, err) &&
                     q3_session_create(loaded->engine, &loaded->session, err) &&
+                    make_room(loaded, err) &&
                     (!speaks || (open_tokenizer(loaded, err) && open_sampler(loaded, pack, err)));
     if (!ok) {
         q3_loaded_close(loaded);
@@ -131,6 +153,7 @@ void q3_loaded_close(q3_loaded *loaded)
     q3_session_destroy(loaded->session);
     q3_engine_close(loaded->engine);
     q3_ids_free(&loaded->stop_ids);
+    free(loaded->outside_before);
     *loaded = (q3_loaded){0};
 }
 
@@ -160,6 +183,18 @@ bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3
                                        "%s has %zu tokens, more than the context of %" PRIu32
                                        " (--context takes up to %" PRIu32 ")",
                                        what, count, context, max);
+}
+
+bool q3_load_text(const q3_loaded *loaded, const char *path, q3_ids *ids, q3_error *err)
+{
+    char *text;
+    size_t size;
+    if (!q3_file_load(path, Q3_TEXT_BYTES_MAX, &text, &size, err))
+        return false;
+    const bool ok =
+        q3_tokenizer_encode(loaded->tokenizer, (q3_bytes){(const uint8_t *)text, size}, ids, err);
+    free(text);
+    return ok;
 }
 
 bool q3_say(const void *text, size_t size, q3_error *err)

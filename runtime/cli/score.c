@@ -3,14 +3,12 @@
 // q3-run logits and q3-run score: what the model says about given tokens.
 #include "cli.h"
 
-#include "base/file.h"
+#include "base/progress.h"
 
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-
-enum { TEXT_BYTES_MAX = 256 << 20 };
 
 static bool say_logits(const q3_loaded *loaded, q3_error *err)
 {
@@ -46,6 +44,16 @@ int q3_command_logits(const char *const *arguments)
     return ok ? Q3_DONE : q3_report(&err);
 }
 
+double q3_log_sum(const float *logits, uint32_t count)
+{
+    double largest = (double)logits[0], sum = 0;
+    for (uint32_t i = 1; i < count; i++)
+        largest = (double)logits[i] > largest ? (double)logits[i] : largest;
+    for (uint32_t i = 0; i < count; i++)
+        sum += exp((double)logits[i] - largest);
+    return largest + log(sum);
+}
+
 typedef struct scoring {
     const q3_ids *ids;
     uint32_t vocabulary;
@@ -57,12 +65,8 @@ static void score_position(void *context, uint32_t position, const float *logits
     scoring *score = context;
     if (position + 1 >= score->ids->count)
         return;
-    double largest = (double)logits[0], sum = 0;
-    for (uint32_t i = 1; i < score->vocabulary; i++)
-        largest = (double)logits[i] > largest ? (double)logits[i] : largest;
-    for (uint32_t i = 0; i < score->vocabulary; i++)
-        sum += exp((double)logits[i] - largest);
-    score->sum += largest + log(sum) - (double)logits[score->ids->ids[position + 1]];
+    score->sum +=
+        q3_log_sum(logits, score->vocabulary) - (double)logits[score->ids->ids[position + 1]];
 }
 
 static bool say_score(const scoring *score, q3_error *err)
@@ -87,14 +91,7 @@ static bool read_text(const q3_loaded *loaded, q3_ids *ids, q3_error *err)
 {
     if (q3_options.ids)
         return q3_parse_ids(q3_options.ids, ids, err);
-    char *text;
-    size_t size;
-    if (!q3_file_load(q3_options.file, TEXT_BYTES_MAX, &text, &size, err))
-        return false;
-    const bool ok =
-        q3_tokenizer_encode(loaded->tokenizer, (q3_bytes){(const uint8_t *)text, size}, ids, err);
-    free(text);
-    return ok;
+    return q3_load_text(loaded, q3_options.file, ids, err);
 }
 
 static bool score(const q3_loaded *loaded, q3_ids *ids, q3_error *err)
@@ -106,8 +103,15 @@ static bool score(const q3_loaded *loaded, q3_ids *ids, q3_error *err)
         return false;
     if (ids->count < 2)
         return q3_fail(err, Q3_USAGE, "expected at least 2 tokens to score, found %zu", ids->count);
-    return q3_session_feed(loaded->session, ids->ids, ids->count, &observer, err) &&
-           say_score(&result, err);
+    q3_run_statistics run = {.load_seconds = loaded->seconds, .prompt_tokens = ids->count};
+    const double started = q3_now();
+    const size_t step = q3_options.step ? (size_t)q3_options.step : ids->count;
+    for (size_t at = 0; at < ids->count; at += step)
+        if (!q3_session_feed(loaded->session, ids->ids + at,
+                             ids->count - at < step ? ids->count - at : step, &observer, err))
+            return false;
+    run.prompt_seconds = q3_now() - started;
+    return say_score(&result, err) && q3_statistics_show(loaded, &run, err);
 }
 
 int q3_command_score(const char *const *arguments)
@@ -120,6 +124,8 @@ int q3_command_score(const char *const *arguments)
         return q3_report(&err);
     }
     const bool ok = q3_loaded_open(arguments[0], true, &loaded, &err) && score(&loaded, &ids, &err);
+    if (ok)
+        q3_warn_of_pool(&loaded);
     q3_ids_free(&ids);
     q3_loaded_close(&loaded);
     return ok ? Q3_DONE : q3_report(&err);

@@ -2,23 +2,25 @@
 #include "cli.h"
 
 #include "base/hash.h"
+#include "base/limits.h"
 #include "base/text.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
-
-static uint64_t peak_memory(void)
-{
-    struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (uint64_t)usage.ru_maxrss * 1024 : 0;
-}
 
 static double rate(uint64_t tokens, double seconds)
 {
     return seconds > 0 ? (double)tokens / seconds : 0;
+}
+
+void q3_statistics_begin(const q3_loaded *loaded, q3_run_statistics *run)
+{
+    const uint32_t layers = q3_engine_describe(loaded->engine)->config->num_hidden_layers;
+    run->before = q3_engine_count(loaded->engine);
+    memcpy(loaded->outside_before, q3_engine_outside(loaded->engine),
+           layers * sizeof *loaded->outside_before);
 }
 
 static q3_engine_statistics counts_since(const q3_loaded *loaded, const q3_run_statistics *run)
@@ -31,7 +33,25 @@ static q3_engine_statistics counts_since(const q3_loaded *loaded, const q3_run_s
     counts.expert_bytes -= run->before.expert_bytes;
     counts.expert_seconds -= run->before.expert_seconds;
     counts.embedding_bytes -= run->before.embedding_bytes;
+    counts.routed_tokens -= run->before.routed_tokens;
+    counts.outside_sum -= run->before.outside_sum;
     return counts;
+}
+
+// The shares of what the router wanted that are outside the pool.
+static double outside_share(const q3_loaded *loaded, const q3_engine_statistics *counts)
+{
+    const uint32_t layers = q3_engine_describe(loaded->engine)->config->num_hidden_layers;
+    return counts->routed_tokens
+               ? counts->outside_sum / ((double)counts->routed_tokens * (double)layers)
+               : 0;
+}
+
+static double layer_outside_share(const q3_loaded *loaded, const q3_engine_statistics *counts,
+                                  uint32_t layer)
+{
+    const double sum = q3_engine_outside(loaded->engine)[layer] - loaded->outside_before[layer];
+    return counts->routed_tokens ? sum / (double)counts->routed_tokens : 0;
 }
 
 // XXH3 over the answer's ids as little-endian 32-bit numbers.
@@ -76,8 +96,29 @@ void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3
     q3_json_put_u64(json, "context", info->context);
     q3_json_put_u64(json, "memory_budget", info->memory.budget);
     q3_json_put_u64(json, "memory_planned", info->memory.total);
-    q3_json_put_u64(json, "memory_peak", peak_memory());
+    q3_json_put_u64(json, "memory_peak", q3_memory_used().peak);
     q3_json_put_string(json, "answer_ids_hash", hash);
+    q3_json_put_double(json, "outside_share", outside_share(loaded, &counts));
+    q3_json_begin_array(json, "outside_share_layers");
+    for (uint32_t i = 0; i < info->config->num_hidden_layers; i++)
+        q3_json_put_double(json, NULL, layer_outside_share(loaded, &counts, i));
+    q3_json_end_array(json);
+}
+
+static void show_outside(const q3_loaded *loaded, const q3_engine_statistics *counts)
+{
+    enum { A_LINE = 8 };
+    const q3_engine_info *info = q3_engine_describe(loaded->engine);
+    if (info->pool_experts == info->experts)
+        return;
+    fprintf(stderr, "outside  %.1f %% of what the router wanted; by layer in %%:",
+            100 * outside_share(loaded, counts));
+    for (uint32_t i = 0; i < info->config->num_hidden_layers; i++) {
+        if (i % A_LINE == 0)
+            fprintf(stderr, "\n         %3" PRIu32 ":", i);
+        fprintf(stderr, " %5.1f", 100 * layer_outside_share(loaded, counts, i));
+    }
+    fputc('\n', stderr);
 }
 
 static void show_text(const q3_loaded *loaded, const q3_run_statistics *run)
@@ -98,10 +139,11 @@ static void show_text(const q3_loaded *loaded, const q3_run_statistics *run)
             needed ? 100.0 * (double)counts.expert_hits / (double)needed : 100.0);
     fprintf(stderr, "read     %s in %.2f s\n", q3_human_bytes(counts.expert_bytes, a),
             counts.expert_seconds);
-    fprintf(stderr, "memory   %s at most, %s planned,\n", q3_human_bytes(peak_memory(), a),
+    fprintf(stderr, "memory   %s at most, %s planned,\n", q3_human_bytes(q3_memory_used().peak, a),
             q3_human_bytes(info->memory.total, b));
     fprintf(stderr, "         %" PRIu32 " expert slots a layer\n", info->slots_max);
     fprintf(stderr, "ids      %s\n", hash);
+    show_outside(loaded, &counts);
 }
 
 bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q3_error *err)
@@ -122,4 +164,13 @@ bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q
         fputs(json.text, stderr);
     q3_json_writer_free(&json);
     return ok;
+}
+
+void q3_warn_of_pool(const q3_loaded *loaded)
+{
+    const q3_engine_statistics counts = q3_engine_count(loaded->engine);
+    const double percent = 100 * outside_share(loaded, &counts);
+    if (percent > q3_options.pool_warning)
+        fprintf(stderr, "warning: %.1f %% of what the router wanted is outside the %s\n", percent,
+                q3_options.pool ? "pool" : "pack");
 }

@@ -14,12 +14,15 @@ static const struct {
     const char *commands[8]; // none for a program without commands
 } programs[] = {
     {Q3_TEST_EXTRACT, "q3-extract", "extractor/q3-extract.1", {NULL}},
-    {Q3_TEST_PACK, "q3-pack", "packer/q3-pack.1", {"list", "show", "cat", "unpack"}},
+    {Q3_TEST_PACK,
+     "q3-pack",
+     "packer/q3-pack.1",
+     {"list", "show", "cat", "unpack", "pool", "heatmap", "export"}},
     {Q3_TEST_VERIFY, "q3-verify", "verifier/q3-verify.1", {"shapes", "packs", "manifest"}},
     {Q3_TEST_RUN,
      "q3-run",
      "runtime/q3-run.1",
-     {"generate", "chat", "tokenize", "logits", "score"}},
+     {"generate", "chat", "tokenize", "logits", "score", "profile", "ladder"}},
 };
 
 enum { PROGRAMS = sizeof programs / sizeof *programs };
@@ -115,6 +118,15 @@ static void test_version(void **state)
     }
 }
 
+// Does the usage line say that more arguments may follow?
+static bool takes_any_number(const char *path, const char *command)
+{
+    q3_test_result help = q3_test_run(NULL, path, command, "--help", NULL);
+    const bool any = memmem(help.out, strcspn(help.out, "\n"), "...", 3) != NULL;
+    q3_test_result_free(&help);
+    return any;
+}
+
 static void test_senseless(void **state)
 {
     (void)state;
@@ -138,7 +150,10 @@ static void test_senseless(void **state)
             q3_test_result result =
                 q3_test_run(NULL, programs[p].path, command, "a", "b", "c", "d", NULL);
             assert_int_equal(result.code, 2);
-            assert_non_null(strstr(result.err, ": unexpected argument \""));
+            if (takes_any_number(programs[p].path, command))
+                assert_null(strstr(result.err, ": unexpected argument \""));
+            else
+                assert_non_null(strstr(result.err, ": unexpected argument \""));
             q3_test_result_free(&result);
         }
     }

@@ -664,8 +664,8 @@ static void test_command_lines(void **state)
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, model, pack, "--components", "visual",
                                "--layers", "0", NULL),
                    2,
-                   "q3-extract: --layers and --experts select parts of the text component, which "
-                   "--components leaves out\n");
+                   "q3-extract: --layers, --experts and --pool select parts of the text "
+                   "component, which --components leaves out\n");
     assert_int_not_equal(access(pack, F_OK), 0);
     q3_test_remove_tree(model);
 }

@@ -4,9 +4,14 @@
 // thread in turn, and after each failure no block of memory, descriptor or thread is left, and an
 // error is told. With Q3_TEST_FULL at every call; without it allocations at every n-th.
 #include "engine.h"
+#include "export/export.h"
 #include "extract.h"
 #include "inject.h"
 #include "packs.h"
+#include "plot/chart.h"
+#include "pool/choose.h"
+#include "pool/heatmap.h"
+#include "pool/profile.h"
 #include "shapes.h"
 #include "small_model.h"
 #include "support.h"
@@ -16,6 +21,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,8 +29,9 @@
 #include <time.h>
 #include <unistd.h>
 
-static char *directory, *model, *whole, *made, *manifest_path;
-static float *logits; // of a run without faults
+static char *directory, *model, *whole, *made, *manifest_path, *profile_path, *pool_path;
+static char *spoken, *pair_path; // a pack with a tokenizer, and a pool of two experts in each layer
+static float *logits;            // of a run without faults
 static q3_inject_record record;
 
 #define assert_ok(call)                    \
@@ -73,6 +80,35 @@ static bool unpack(q3_error *err)
 static bool unpack_on_three(q3_error *err)
 {
     return unpack_with(3, err);
+}
+
+static bool export_as(q3_export_format format, unsigned jobs, q3_error *err)
+{
+    const q3_export_options options = {.pack_directory = spoken,
+                                       .output = made,
+                                       .format = format,
+                                       .text_model = jobs == 1,
+                                       .pool = pair_path,
+                                       .shard_bytes = 20000,
+                                       .jobs = jobs,
+                                       .quiet = true};
+    q3_export_result result;
+    return q3_export(&options, &result, err);
+}
+
+static bool export_safetensors(q3_error *err)
+{
+    return export_as(Q3_EXPORT_SAFETENSORS, 1, err);
+}
+
+static bool export_on_three(q3_error *err)
+{
+    return export_as(Q3_EXPORT_SAFETENSORS, 3, err);
+}
+
+static bool export_gguf(q3_error *err)
+{
+    return export_as(Q3_EXPORT_GGUF, 1, err);
 }
 
 static bool check_packs_with(unsigned jobs, q3_error *err)
@@ -191,6 +227,69 @@ static bool tokenize(q3_error *err)
     return ok;
 }
 
+// From a profile, read twice and added up, to a picture and a pool file.
+static bool choose_pool(q3_error *err)
+{
+    static const uint64_t bytes[6] = {1, 1, 1, 1, 1, 1};
+    double share[6];
+    q3_set set = {0};
+    q3_profile profile = {0}, other = {0};
+    q3_pool pool = {0};
+    q3_hash128 hash;
+    char *picture = NULL;
+    size_t size;
+    bool ok =
+        q3_set_open(whole, &set, err) && q3_profile_model_hash(&set, &hash, err) &&
+        q3_profile_read(profile_path, &profile, err) &&
+        q3_profile_check_model(&profile, profile_path, hash, err) &&
+        q3_profile_read(profile_path, &other, err) &&
+        q3_profile_merge(&profile, &other, profile_path, err) &&
+        q3_profile_write(&profile, made, err) &&
+        q3_profile_shares(&profile, profile_path, Q3_MEASURE_SCORE, Q3_PHASES_ALL, share, err) &&
+        q3_pool_choose_bytes(share, bytes, 2, 3, 5, 1, &pool, err);
+    if (ok) {
+        const q3_heatmap map = {.title = "",
+                                .what = "",
+                                .layers = 2,
+                                .experts = 3,
+                                .share = share,
+                                .pool = &pool,
+                                .sort = true};
+        ok = q3_heatmap_draw(&map, &picture, &size, err) && q3_pool_write(&pool, made, err);
+    }
+    free(picture);
+    q3_pool_destroy(&pool);
+    q3_profile_destroy(&other);
+    q3_profile_destroy(&profile);
+    q3_set_close(&set);
+    return ok;
+}
+
+static bool draw_chart(q3_error *err)
+{
+    static const double x[] = {1, 2, 4}, y[] = {3, 2, 1};
+    const q3_series series = {.name = "a", .x = x, .y = y, .count = 3};
+    const q3_chart chart = {
+        .title = "", .x_label = "", .y_label = "", .series = &series, .series_count = 1};
+    char *text = NULL;
+    size_t size;
+    const bool ok = q3_chart_draw(&chart, &text, &size, err);
+    free(text);
+    return ok;
+}
+
+static bool extract_pool(q3_error *err)
+{
+    const q3_extract_options options = {.model_directory = model,
+                                        .pack_directory = made,
+                                        .selection = {.components = "text", .pool = pool_path},
+                                        .codec = Q3_CODEC_RAW,
+                                        .jobs = 1,
+                                        .quiet = true};
+    q3_extract_result result;
+    return q3_extract(&options, &result, err);
+}
+
 // ---- and what is left ----
 
 static int visible(const struct dirent *entry)
@@ -220,6 +319,30 @@ static int count_threads(int expected)
         count = count_entries("/proc/self/task");
     }
     return count;
+}
+
+static void *sleep_shortly(void *unused)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    return unused;
+}
+
+// The C library keeps the stacks of threads that have ended, up to 40 MB, and a block of memory
+// with each. As many threads at once as in any run to come have to be seen before blocks can be
+// counted.
+static void warm_up_threads(void)
+{
+    enum { LARGE = 3, THREADS = 12, SMALL_STACK = 512 << 10 };
+    pthread_t threads[THREADS];
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    assert_int_equal(pthread_attr_setstacksize(&small, SMALL_STACK), 0);
+    for (size_t i = 0; i < THREADS; i++)
+        assert_int_equal(
+            pthread_create(&threads[i], i < LARGE ? NULL : &small, sleep_shortly, NULL), 0);
+    for (size_t i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    pthread_attr_destroy(&small);
 }
 
 // Does it with the k-th call failed. False when there was none.
@@ -305,6 +428,17 @@ static void test_unpack(void **state)
     try_all("unpack on three threads", unpack_on_three, Q3_INJECT_READ, EIO, false, 3);
 }
 
+static void test_export(void **state)
+{
+    (void)state;
+    try_reading("export", export_safetensors);
+    try_writing("export", export_safetensors);
+    try_all("export on three threads", export_on_three, Q3_INJECT_WRITE, EIO, false, 3);
+    try_all("export on three threads", export_on_three, Q3_INJECT_ALLOCATE, ENOMEM, false, 23);
+    try_reading("export as GGUF", export_gguf);
+    try_writing("export as GGUF", export_gguf);
+}
+
 static void test_verify(void **state)
 {
     (void)state;
@@ -336,17 +470,85 @@ static void test_tokenizer(void **state)
     try_all("tokenize", tokenize, Q3_INJECT_READ, EIO, false, 1);
 }
 
+// A pack whose checkpoint has a tokenizer.
+static void make_spoken(void)
+{
+    static const struct {
+        const char *name, *text;
+    } files[] = {
+        {"vocab.json", "{\"a\": 0, \"b\": 1, \"ab\": 2}"},
+        {"merges.txt", "#version: 0.2\na b\n"},
+        {"tokenizer_config.json",
+         "{\"added_tokens_decoder\": {\"3\": {\"content\": \"<end>\", \"special\": true}}, "
+         "\"eos_token\": {\"content\": \"<end>\"}, \"pad_token\": \"<end>\"}"},
+        {"chat_template.json", "{\"chat_template\": \"{{ x }}\"}"},
+    };
+    q3_error error;
+    char *with_files = q3_test_path("%s/with-tokenizer", directory);
+    q3_test_copy_tree(model, with_files, false);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char *path = q3_test_path("%s/%s", with_files, files[i].name);
+        q3_test_write_text(path, files[i].text);
+        free(path);
+    }
+    const q3_extract_options options = {.model_directory = with_files,
+                                        .pack_directory = spoken,
+                                        .selection = {.components = "text"},
+                                        .codec = Q3_CODEC_RAW,
+                                        .jobs = 1,
+                                        .quiet = true};
+    q3_extract_result result;
+    assert_ok(q3_extract(&options, &result, &error));
+    q3_test_write_text(pair_path, "{\"layers\": [[0, 2], [1, 2]]}");
+    free(with_files);
+}
+
+static void test_pools(void **state)
+{
+    (void)state;
+    try_reading("choose a pool", choose_pool);
+    try_writing("choose a pool", choose_pool);
+    try_all("draw a chart", draw_chart, Q3_INJECT_ALLOCATE, ENOMEM, false, 1);
+    try_all("extract a pool", extract_pool, Q3_INJECT_ALLOCATE, ENOMEM, false, 5);
+    try_all("extract a pool", extract_pool, Q3_INJECT_OPEN, EIO, false, 1);
+}
+
+// A profile of the small model and a pool for it.
+static void write_profile(const q3_config *config)
+{
+    q3_error error;
+    q3_set set;
+    q3_hash128 hash;
+    q3_profile profile;
+    assert_ok(q3_set_open(whole, &set, &error) && q3_profile_model_hash(&set, &hash, &error) &&
+              q3_profile_create(config, hash, &profile, &error) &&
+              q3_profile_add_text(&profile, "text", 3, 0, &error));
+    for (uint32_t layer = 0; layer < config->num_hidden_layers; layer++)
+        for (uint32_t expert = 0; expert < config->num_experts; expert++)
+            q3_profile_add_chosen(&profile, Q3_PHASE_PROMPT, layer, expert, 0.5, expert + 1);
+    assert_ok(q3_profile_write(&profile, profile_path, &error));
+    q3_profile_destroy(&profile);
+    q3_set_close(&set);
+    q3_test_write_text(pool_path, "{\"layers\": [[0], [1, 2]]}");
+}
+
 static int prepare(void **state)
 {
     (void)state;
+    warm_up_threads();
     q3_error error;
     directory = q3_test_directory();
     model = q3_test_path("%s/model", directory);
     whole = q3_test_path("%s/whole", directory);
     made = q3_test_path("%s/made", directory);
     manifest_path = q3_test_path("%s/manifest.json", directory);
+    profile_path = q3_test_path("%s/profile.json", directory);
+    pool_path = q3_test_path("%s/pool.json", directory);
     assert_ok(q3_small_model_write(model, &error));
     assert_ok(extract_to(whole, 1, &error));
+    spoken = q3_test_path("%s/spoken", directory);
+    pair_path = q3_test_path("%s/pair.json", directory);
+    make_spoken();
     char *path = q3_test_path("%s/config.json", model);
     q3_config config;
     q3_json json;
@@ -360,6 +562,7 @@ static int prepare(void **state)
     q3_manifest_free(&manifest);
     q3_json_free(&json);
     free(path);
+    write_profile(&config);
     return 0;
 }
 
@@ -367,6 +570,10 @@ static int clean_up(void **state)
 {
     (void)state;
     free(logits);
+    free(pool_path);
+    free(spoken);
+    free(pair_path);
+    free(profile_path);
     free(manifest_path);
     free(made);
     free(whole);
@@ -378,9 +585,10 @@ static int clean_up(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_extract),   cmocka_unit_test(test_unpack),
-        cmocka_unit_test(test_verify),    cmocka_unit_test(test_run),
-        cmocka_unit_test(test_tokenizer),
+        cmocka_unit_test(test_extract), cmocka_unit_test(test_unpack),
+        cmocka_unit_test(test_export),  cmocka_unit_test(test_verify),
+        cmocka_unit_test(test_run),     cmocka_unit_test(test_tokenizer),
+        cmocka_unit_test(test_pools),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -12,6 +12,7 @@
 #include "inject.h"
 #include "pack.h"
 #include "plan.h"
+#include "pool/profile.h"
 #include "power.h"
 #include "small_model.h"
 #include "support.h"
@@ -981,6 +982,80 @@ static void test_unpack_faults(void **state)
     free(unpacked);
 }
 
+static char *exported;
+
+static q3_test_result export_with(const char *to, const char *jobs)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "export", whole, to, "--format", "safetensors",
+                       "--shard-size", "20K", "--jobs", jobs, "--quiet", NULL);
+}
+
+static q3_test_result export_model(void)
+{
+    return export_with(exported, "1");
+}
+
+static q3_test_result export_on_four(void)
+{
+    return export_with(exported, "4");
+}
+
+static void check_exported(const q3_test_result *result)
+{
+    assert_string_equal(result->out, "");
+    q3_test_trees_equal(exported, original);
+    q3_test_remove_tree(exported);
+}
+
+static void export_again(void)
+{
+    q3_test_remove_tree(exported);
+    q3_test_result result = export_model();
+    check_exported(&result);
+    q3_test_expect(result, 0, "");
+}
+
+// Killed: nothing half under a final name, and no index until all is there.
+static void export_after_end(void)
+{
+    check_nothing_half(exported, original);
+    if (exists(exported, "model.safetensors.index.json"))
+        q3_test_trees_equal(exported, original);
+    export_again();
+}
+
+// Failed: nothing at all is left.
+static void export_after_failure(void)
+{
+    if (exists(exported, "."))
+        assert_int_equal(rmdir(exported), 0);
+    export_again();
+}
+
+static void test_export_faults(void **state)
+{
+    (void)state;
+    exported = q3_test_path("%s/exported", directory);
+    original = q3_test_path("%s/exported-original", directory);
+    q3_test_expect(export_with(original, "1"), 0, "");
+    static const subject one = {"q3-pack", export_model, check_exported, export_after_failure, 1};
+    static const subject four = {"q3-pack", export_on_four, check_exported, export_after_failure,
+                                 1};
+    end_anywhere("q3-pack export", export_model, export_after_end, 1);
+    TRY_FAULTS(&one, writing_faults);
+    TRY_FAULTS(&one, reading_faults);
+    TRY_FAULTS(&four, thread_faults);
+    // Ctrl-C in the middle of a shard.
+    arm(Q3_INJECT_WRITE, Q3_INJECT_SIGNAL, SIGINT, 5);
+    q3_test_result result = export_model();
+    assert_true(disarm());
+    q3_test_expect(result, 130, "q3-pack: interrupted\n");
+    export_after_failure();
+    q3_test_remove_tree(original);
+    free(original);
+    free(exported);
+}
+
 static q3_test_result verify_with(const char *jobs)
 {
     return q3_test_run(NULL, Q3_TEST_VERIFY, "packs", whole, "--source", model, "--jobs", jobs,
@@ -1065,6 +1140,81 @@ static void test_verify_faults(void **state)
     free(manifest);
 }
 
+static char *profile, *pool_file;
+
+static q3_test_result choose_pool(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "pool", profile, "--size", "2", "--pack", whole,
+                       "--quiet", NULL);
+}
+
+static q3_test_result choose_to_output(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "pool", profile, "--size", "2", "--quiet", NULL);
+}
+
+static q3_test_result draw_heatmap(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "heatmap", profile, NULL);
+}
+
+static q3_test_result write_pool(void)
+{
+    return q3_test_run(NULL, Q3_TEST_PACK, "pool", profile, "--size", "2", "--quiet", "-o",
+                       pool_file, NULL);
+}
+
+static void check_pool_file(const q3_test_result *result)
+{
+    (void)result;
+    char *text = q3_test_read(pool_file, NULL);
+    assert_string_equal(text, expected_output);
+    free(text);
+    assert_int_equal(unlink(pool_file), 0);
+}
+
+// The whole file under its name, or none.
+static void pool_after_end(void)
+{
+    if (access(pool_file, F_OK) == 0)
+        check_pool_file(NULL);
+}
+
+static void test_pool_faults(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_set set;
+    q3_hash128 hash;
+    q3_profile made;
+    profile = q3_test_path("%s/profile.json", directory);
+    pool_file = q3_test_path("%s/pool.json", directory);
+    if (!q3_set_open(whole, &set, &error) || !q3_profile_model_hash(&set, &hash, &error) ||
+        !q3_profile_create(&set.config, hash, &made, &error) ||
+        !q3_profile_add_text(&made, "text", 3, 0, &error))
+        fail_msg("%s", error.message);
+    for (uint32_t layer = 0; layer < made.layers; layer++)
+        for (uint32_t expert = 0; expert < made.experts; expert++)
+            q3_profile_add_chosen(&made, Q3_PHASE_PROMPT, layer, expert, 0.5, expert + 1);
+    if (!q3_profile_write(&made, profile, &error))
+        fail_msg("%s", error.message);
+    q3_profile_destroy(&made);
+    q3_set_close(&set);
+
+    static const subject choose = {"q3-pack", choose_pool, check_output, nothing, 1};
+    static const subject draw = {"q3-pack", draw_heatmap, check_output, nothing, 1};
+    static const subject write = {"q3-pack", write_pool, check_pool_file, pool_after_end, 1};
+    expect_output_of(choose_pool);
+    TRY_FAULTS(&choose, reading_faults);
+    expect_output_of(draw_heatmap);
+    TRY_FAULTS(&draw, reading_faults);
+    expect_output_of(choose_to_output);
+    // Without the last two: it makes no directory.
+    try_faults(&write, writing_faults, sizeof writing_faults / sizeof *writing_faults - 2);
+    free(profile);
+    free(pool_file);
+}
+
 static void test_run_faults(void **state)
 {
     (void)state;
@@ -1084,8 +1234,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_extract_faults), cmocka_unit_test(test_killed_at_random),
         cmocka_unit_test(test_second_run),     cmocka_unit_test(test_shards_shrink),
         cmocka_unit_test(test_interrupted),    cmocka_unit_test(test_full_disk),
-        cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_verify_faults),
-        cmocka_unit_test(test_run_faults),
+        cmocka_unit_test(test_unpack_faults),  cmocka_unit_test(test_export_faults),
+        cmocka_unit_test(test_verify_faults),  cmocka_unit_test(test_run_faults),
+        cmocka_unit_test(test_pool_faults),
     };
     if (argc > 1)
         cmocka_set_test_filter(argv[1]);

@@ -6,6 +6,7 @@
 #include "base/text.h"
 #include "base/workers.h"
 #include "model/inventory.h"
+#include "model/safetensors.h"
 #include "weights.h"
 
 #include <errno.h>
@@ -18,7 +19,6 @@
 enum {
     CONFIG_BYTES_MAX = 16 << 20,
     COPY_BYTES_MAX = 64 << 20,
-    SHARDS_MAX = 99999, // what the shards' names have digits for
     CHUNK_BYTES = 1 << 20,
     CHUNKS_PER_JOB = 4,
 };
@@ -254,9 +254,9 @@ static bool cut(writing *w, q3_error *err)
         w->tensors[i].shard = w->tensors[i].listed_shard = w->shard_count;
     }
     w->shard_count++;
-    if (w->shard_count > SHARDS_MAX)
+    if (w->shard_count > Q3_SAFETENSORS_SHARDS_MAX)
         return q3_fail(err, Q3_USAGE, "%u shards, more than %d: raise the limit of a shard's size",
-                       w->shard_count, SHARDS_MAX);
+                       w->shard_count, Q3_SAFETENSORS_SHARDS_MAX);
     return true;
 }
 
@@ -276,58 +276,24 @@ static bool edit(writing *w, q3_checkpoint_summary *summary, q3_error *err)
     return true;
 }
 
-static void name_shard(const writing *w, uint32_t shard, char out[64])
-{
-    if (w->shard_count == 1)
-        snprintf(out, 64, "model.safetensors");
-    else
-        snprintf(out, 64, "model-%05" PRIu32 "-of-%05" PRIu32 ".safetensors", shard + 1,
-                 w->shard_count);
-}
-
 // ---- the index ----
-
-static int compare_names(const void *a, const void *b)
-{
-    const q3_planned_tensor *const *x = a, *const *y = b;
-    return strcmp((*x)->name, (*y)->name);
-}
 
 static bool write_index(const writing *w, q3_error *err)
 {
-    uint64_t elements = 0, bytes = 0;
-    const q3_planned_tensor **sorted = q3_alloc(w->tensor_count, sizeof *sorted, err);
-    char *path = q3_path_join(w->options->directory, "model.safetensors.index.json", err);
-    q3_json_writer json = {0};
-    bool ok = sorted && path;
+    q3_safetensors_entry *entries = q3_alloc(w->tensor_count, sizeof *entries, err);
+    char(*shards)[Q3_SAFETENSORS_NAME_MAX] = q3_alloc(w->tensor_count, sizeof *shards, err);
+    bool ok = entries && shards;
     for (uint64_t i = 0; ok && i < w->tensor_count; i++) {
-        sorted[i] = &w->tensors[i];
-        if (sorted[i]->stored) {
-            bytes += bytes_of(sorted[i]);
-            elements += bytes_of(sorted[i]) / q3_dtype_size(sorted[i]->dtype);
-        }
+        const q3_planned_tensor *tensor = &w->tensors[i];
+        q3_safetensors_shard_name(tensor->listed_shard, w->shard_count, shards[i]);
+        entries[i] = (q3_safetensors_entry){.name = tensor->name,
+                                            .shard = tensor->listed ? shards[i] : NULL,
+                                            .dtype = tensor->dtype,
+                                            .bytes = tensor->stored ? bytes_of(tensor) : 0};
     }
-    if (ok) {
-        qsort(sorted, w->tensor_count, sizeof *sorted, compare_names);
-        q3_json_begin_object(&json, NULL);
-        q3_json_begin_object(&json, "metadata");
-        q3_json_put_u64(&json, "total_parameters", elements);
-        q3_json_put_u64(&json, "total_size", bytes);
-        q3_json_end_object(&json);
-        q3_json_begin_object(&json, "weight_map");
-        for (uint64_t i = 0; i < w->tensor_count; i++) {
-            char shard[64];
-            name_shard(w, sorted[i]->listed_shard, shard);
-            if (sorted[i]->listed)
-                q3_json_put_string(&json, sorted[i]->name, shard);
-        }
-        q3_json_end_object(&json);
-        q3_json_end_object(&json);
-        ok = q3_json_finish(&json, err) && q3_file_publish(path, json.text, json.size, err);
-    }
-    q3_json_writer_free(&json);
-    free(path);
-    free(sorted);
+    ok = ok && q3_safetensors_publish_index(w->options->directory, entries, w->tensor_count, err);
+    free(shards);
+    free(entries);
     return ok;
 }
 
@@ -359,52 +325,25 @@ static int compare_stored(const void *a, const void *b)
     return strcmp(x->name, y->name);
 }
 
-static void put_quoted(FILE *stream, const char *text)
-{
-    fputc('"', stream);
-    for (const char *c = text; *c; c++) {
-        if (*c == '"' || *c == '\\')
-            fprintf(stream, "\\%c", *c);
-        else if ((unsigned char)*c < 0x20)
-            fprintf(stream, "\\u%04x", (unsigned)*c);
-        else
-            fputc(*c, stream);
-    }
-    fputc('"', stream);
-}
-
 // Appends the header of the shard whose tensors are [first, end); *data_bytes follow it.
 static bool put_header(writing *w, uint64_t first, uint64_t end, uint64_t *data_bytes,
                        q3_error *err)
 {
-    q3_memory text;
-    if (!q3_memory_open(&text, err))
+    q3_safetensors_header header;
+    char *data;
+    size_t size;
+    if (!q3_safetensors_header_begin(&header, err))
         return false;
-    FILE *stream = text.stream;
-    fputs("{\"__metadata__\":{\"format\":\"pt\"}", stream);
-    uint64_t offset = 0;
     for (uint64_t i = first; i < end; i++) {
-        const q3_planned_tensor *tensor = &w->tensors[i];
-        fputc(',', stream);
-        put_quoted(stream, tensor->name);
-        fprintf(stream, ":{\"dtype\":\"%s\",\"shape\":[", q3_dtype_name(tensor->dtype));
-        for (unsigned d = 0; d < tensor->rank; d++)
-            fprintf(stream, "%s%" PRIu64, d ? "," : "", tensor->shape[d]);
-        fprintf(stream, "],\"data_offsets\":[%" PRIu64 ",%" PRIu64 "]}", offset,
-                offset + bytes_of(tensor));
-        offset += bytes_of(tensor);
+        q3_tensor tensor = described(&w->tensors[i]);
+        q3_tensor_size(&tensor);
+        q3_safetensors_header_add(&header, &tensor);
     }
-    fputc('}', stream);
-    fflush(stream); // so that text.size is right
-    fprintf(stream, "%*s", (int)(7 - (text.size + 7) % 8), "");
-    if (!q3_memory_close(&text, err))
+    if (!q3_safetensors_header_finish(&header, &data, &size, err))
         return false;
-    uint8_t length[8];
-    q3_put_u64(length, text.size);
-    const bool ok = q3_output_append(&w->output, length, sizeof length, err) &&
-                    q3_output_append(&w->output, text.data, text.size, err);
-    free(text.data);
-    *data_bytes = offset;
+    const bool ok = q3_output_append(&w->output, data, size, err);
+    free(data);
+    *data_bytes = header.data_bytes;
     return ok;
 }
 
@@ -484,8 +423,8 @@ static bool make_hole(writing *w, uint64_t bytes, q3_error *err)
 static bool write_shard(writing *w, uint32_t shard, uint64_t first, uint64_t end,
                         q3_workers *workers, q3_error *err)
 {
-    char name[64];
-    name_shard(w, shard, name);
+    char name[Q3_SAFETENSORS_NAME_MAX];
+    q3_safetensors_shard_name(shard, w->shard_count, name);
     char *path = q3_path_join(w->options->directory, name, err);
     bool ok = path && q3_output_create(path, &w->output, err);
     free(path);

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static void test_printable(void **state)
 {
@@ -333,6 +334,65 @@ static void test_json_getters(void **state)
     q3_json_free(&json);
 }
 
+// A tree written again is the text it was read from, numbers as they were spelt.
+static void test_json_items(void **state)
+{
+    (void)state;
+    static const char text[] = "{\n"
+                               "  \"9\": 0.0,\n"
+                               "  \"a\": {},\n"
+                               "  \"b\": [],\n"
+                               "  \"c\": {\n"
+                               "    \"d\": [\n"
+                               "      1E-6,\n"
+                               "      [\n"
+                               "        -0,\n"
+                               "        \"12 \\\" 3\"\n"
+                               "      ],\n"
+                               "      {\n"
+                               "        \"e\": 18446744073709551615\n"
+                               "      }\n"
+                               "    ]\n"
+                               "  },\n"
+                               "  \"f\": [\n"
+                               "    true,\n"
+                               "    false,\n"
+                               "    null\n"
+                               "  ],\n"
+                               "  \"g\": \"x\\ny\"\n"
+                               "}\n";
+    const q3_bytes bytes = {(const uint8_t *)text, sizeof text - 1};
+    q3_error err;
+    q3_json json;
+    q3_json_writer out = {0};
+    assert_true(q3_json_parse("text", bytes, &json, &err));
+    assert_true(q3_json_keep_spelling(&json, bytes, &err));
+    q3_json_put_item(&out, NULL, json.root);
+    assert_true(q3_json_finish(&out, &err));
+    assert_string_equal(out.text, text);
+    q3_json_writer_free(&out);
+    // Inside another document, and a leaf alone.
+    q3_json_begin_object(&out, NULL);
+    q3_json_put_item(&out, "c",
+                     cJSON_GetObjectItem(cJSON_GetObjectItem(json.root, "c"), "d")->child);
+    q3_json_inline(&out);
+    q3_json_put_item(&out, "f", cJSON_GetObjectItem(json.root, "f"));
+    q3_json_put_item(&out, "a", cJSON_GetObjectItem(json.root, "a"));
+    q3_json_end_object(&out);
+    assert_true(q3_json_finish(&out, &err));
+    assert_string_equal(out.text,
+                        "{\n  \"c\": 1E-6,\n  \"f\": [true, false, null],\n  \"a\": {}\n}\n");
+    q3_json_writer_free(&out);
+    q3_json_free(&json);
+    // Without the spelling, the shortest number that is the same.
+    assert_true(q3_json_parse("text", bytes, &json, &err));
+    q3_json_put_item(&out, NULL, json.root->child);
+    assert_true(q3_json_finish(&out, &err));
+    assert_string_equal(out.text, "0\n");
+    q3_json_writer_free(&out);
+    q3_json_free(&json);
+}
+
 static void test_json_writer(void **state)
 {
     (void)state;
@@ -481,6 +541,45 @@ static void test_workers(void **state)
     }
 }
 
+// Runs that follow each other at once, and some after the threads have gone to sleep. The values
+// are not atomic: each run must see what the ones before it wrote, and its caller what it wrote.
+typedef struct many_runs {
+    uint32_t values[8];
+    uint32_t next_of[8]; // of each worker: it gets indices in ascending order
+} many_runs;
+
+static void add_task(void *context, uint32_t index, unsigned worker)
+{
+    many_runs *runs = context;
+    assert_true(index >= runs->next_of[worker]);
+    runs->next_of[worker] = index + 1;
+    for (unsigned i = 0; i < 50; i++)
+        runs->values[index] = runs->values[index] * 5 + 1;
+}
+
+static void test_many_runs(void **state)
+{
+    (void)state;
+    q3_error err;
+    for (unsigned threads = 2; threads <= 8; threads += 3) {
+        q3_workers *workers;
+        assert_true(q3_workers_create(threads, &workers, &err));
+        many_runs runs = {0};
+        uint32_t expected = 0;
+        for (unsigned i = 0; i < 2000; i++) {
+            for (unsigned j = 0; j < 50; j++)
+                expected = expected * 5 + 1;
+            memset(runs.next_of, 0, sizeof runs.next_of);
+            q3_workers_run(workers, add_task, &runs, 8);
+            for (unsigned j = 0; j < 8; j++)
+                assert_int_equal(runs.values[j], expected);
+            if (i % 100 == 0)
+                nanosleep(&(struct timespec){.tv_nsec = 200000}, NULL);
+        }
+        q3_workers_destroy(workers);
+    }
+}
+
 typedef struct stream_test {
     unsigned items, fail_next, fail_work, fail_commit; // failures: which item, 0 for none
     unsigned taken, committed;
@@ -604,8 +703,9 @@ int main(void)
         cmocka_unit_test(test_numbers),       cmocka_unit_test(test_ranges),
         cmocka_unit_test(test_bytes),         cmocka_unit_test(test_hash),
         cmocka_unit_test(test_json_grammar),  cmocka_unit_test(test_json_getters),
-        cmocka_unit_test(test_json_writer),   cmocka_unit_test(test_files),
-        cmocka_unit_test(test_workers),       cmocka_unit_test(test_stream),
+        cmocka_unit_test(test_json_items),    cmocka_unit_test(test_json_writer),
+        cmocka_unit_test(test_files),         cmocka_unit_test(test_workers),
+        cmocka_unit_test(test_many_runs),     cmocka_unit_test(test_stream),
         cmocka_unit_test(test_memory_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

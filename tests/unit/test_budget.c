@@ -25,21 +25,28 @@ static const q3_config config = {
 };
 
 static uint32_t pool_count[LAYERS], slots[LAYERS];
+static uint64_t slot_bytes[LAYERS];
 static q3_memory_plan plan;
 
 static q3_budget_request make_request(void)
 {
     for (unsigned i = 0; i < LAYERS; i++)
         pool_count[i] = EXPERTS;
+    for (unsigned i = 0; i < LAYERS; i++)
+        slot_bytes[i] = EXPERT_BYTES;
     return (q3_budget_request){
         .config = &config,
         .pool_count = pool_count,
+        .slot_bytes = slot_bytes,
         .dense_bytes = 2460000000,
         .embedding_bytes = 4 << 20,
         .pack_files = 6291,
-        .context = 4096,
+        .scratch = {.config = &config,
+                    .kernels = &q3_kernels_c,
+                    .context = 4096,
+                    .batch = 512,
+                    .threads = 2},
         .sessions = 1,
-        .threads = 2,
         .available = UINT64_C(1) << 40,
     };
 }
