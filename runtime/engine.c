@@ -94,7 +94,7 @@ static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t 
         .available = q3_available_memory(),
     };
     const q3_expert_cache_options cache = {.readers = readers,
-                                           .direct = options->io == Q3_IO_DIRECT};
+                                           .direct = options->io == Q3_ENGINE_IO_DIRECT};
     if (!q3_budget_make(&request, &engine->info.memory, slots, err) ||
         !q3_scratch_create(&request.scratch, &engine->scratch, err) ||
         !q3_expert_cache_create(&engine->model, &cache, slots, slot_bytes, &engine->experts, err))
@@ -147,6 +147,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
     const q3_config *config = engine->model.config;
     engine->info.config = config;
     engine->info.threads = threads;
+    engine->info.kernels = kernels->name;
     engine->info.experts = (uint64_t)config->num_hidden_layers * config->num_experts;
     engine->info.held_experts = engine->model.held_count;
     engine->info.pool_named = engine->pool.named;
@@ -208,6 +209,7 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .expert_bytes = experts.bytes_read,
         .expert_seconds = experts.waiting_seconds,
         .embedding_bytes = q3_embedding_bytes_read(engine->embedding),
+        .computed_bytes = q3_forward_bytes(&engine->forward),
         .routed_tokens = engine->routing.tokens,
         .outside_sum = outside,
     };

@@ -22,7 +22,11 @@ typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
 // Through the page cache, or around it (O_DIRECT).
-typedef enum q3_engine_io { Q3_IO_AUTO, Q3_IO_BUFFERED, Q3_IO_DIRECT } q3_engine_io;
+typedef enum q3_engine_io {
+    Q3_ENGINE_IO_AUTO,
+    Q3_ENGINE_IO_BUFFERED,
+    Q3_ENGINE_IO_DIRECT
+} q3_engine_io;
 
 typedef struct q3_engine_options {
     unsigned threads;     // 0: one for each processor
@@ -66,6 +70,7 @@ typedef struct q3_engine_info {
     uint32_t context; // positions of a session
     uint32_t batch;   // tokens that go through the layers together
     unsigned threads;
+    const char *kernels;           // the level of processor that they are for
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has
     uint64_t pool_named;           // in the pool file, held or not; 0 without one
@@ -93,6 +98,7 @@ typedef struct q3_engine_statistics {
     uint64_t expert_bytes;               // read for them from the pack
     double expert_seconds;               // in which there was nothing to compute but theirs
     uint64_t embedding_bytes;            // read from the pack
+    uint64_t computed_bytes;             // weights, keys and values gone through, see forward.h
     // The share of what the router wanted (see routing.h) that is outside the pool or not in the
     // pack, summed over the tokens routed and over the layers.
     uint64_t routed_tokens;
@@ -105,7 +111,8 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine);
 const double *q3_engine_outside(const q3_engine *engine);
 
 // Changes the pool between feeds: of members ([layer][expert]; NULL: all) those that the pack
-// holds. Experts in memory stay there, and so does the number of slots. A pool of which the pack
+// holds. Experts in memory stay there; the number of slots and what q3_engine_describe says stay as
+// they were. A pool of which the pack
 // has no expert in some layer is Q3_INCOMPLETE, and the pool is as before.
 bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err);
 

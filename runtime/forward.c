@@ -37,7 +37,8 @@ enum { WAVE_VECTORS = 2048, PANEL_MAX = 16 };
 struct q3_scratch {
     q3_region memory;
     const q3_kernels *kernels;
-    uint32_t batch; // tokens that there is room for
+    uint32_t batch;                  // tokens that there is room for
+    uint64_t weight_bytes, kv_bytes; // read so far, see q3_forward_bytes
     // For each token of the batch:
     float *hidden;        // [hidden_size]
     float *normed;        // [hidden_size], input of the projections
@@ -278,6 +279,8 @@ static bool run_products(const q3_forward *forward, const q3_products *kernels, 
         const q3_matrix *matrix = &products[i].matrix;
         products[i].first_task = tasks;
         tasks += q3_matrix_blocks(matrix);
+        forward->scratch->weight_bytes +=
+            matrix->bytes + (products[i].second ? products[i].second->bytes : 0);
         operations += (uint64_t)matrix->rows * matrix->columns * products[i].vectors *
                       (products[i].second ? 2 : 1);
     }
@@ -474,6 +477,8 @@ static bool run_attention(batch_run *run, q3_error *err)
         return false;
     q3_team_run(f->team, place_task, run, run->count, run->count * width * 4);
     const uint32_t groups = (run->count - 1) / Q3_ATTEND_TOKENS + 1;
+    s->kv_bytes += q3_kv_cache_bytes(config, 1, run->cache->narrow) / Q3_KEY_PANEL /
+                   config->num_hidden_layers * (run->start + run->count) * groups;
     q3_team_run(f->team, attend_task, run, groups * config->num_key_value_heads,
                 run->count * width * (run->start + run->count) * 2);
     arrangement in = {.x = s->attention_in, .panels = s->attention_panels, .count = run->count};
@@ -758,4 +763,9 @@ bool q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count
                     .vectors = count,
                     .place = {.component = Q3_TEXT, .part = Q3_LM_HEAD}};
     return run_products(forward, products, &head, 1, err);
+}
+
+uint64_t q3_forward_bytes(const q3_forward *forward)
+{
+    return forward->scratch->weight_bytes + forward->scratch->kv_bytes;
 }

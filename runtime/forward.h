@@ -54,6 +54,10 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
                       const uint32_t *ids, uint32_t count, const q3_observer *observer, bool last,
                       q3_error *err);
 
+// Bytes that computing has gone through so far: weights as they lie in memory, once for each
+// product however many vectors it is for, keys and values once for each Q3_ATTEND_TOKENS tokens.
+uint64_t q3_forward_bytes(const q3_forward *forward);
+
 // Logits of the tokens [first, first + count) of the batch that was run last, count at most
 // Q3_LOGITS_POSITIONS: logits[i] points to those of token first + i, in scratch. observer->hidden
 // is called with the final norm's output of the last of them if `last`.

@@ -3,6 +3,8 @@
 // q3-run: the commands and their options. What they do is in cli/.
 #include "base/workers.h"
 #include "cli/cli.h"
+#include "expert_cache.h"
+#include "forward.h"
 
 #define COUNT(list) (sizeof(list) / sizeof *(list))
 
@@ -26,6 +28,32 @@
          .help = "memory for everything, such as 8G; what dense weights, KV cache and scratch " \
                  "leave holds experts; the default is what the model takes, or three quarters " \
                  "of what is free"},                                                            \
+        {.name = "batch",                                                                       \
+         .kind = Q3_OPTION_NUMBER,                                                              \
+         .value_name = "N",                                                                     \
+         .target = &O.batch,                                                                    \
+         .min = 1,                                                                              \
+         .max = Q3_BATCH_TOKENS_MAX,                                                            \
+         .help = "tokens of a prompt that go through the layers together; the default is 512"}, \
+        {.name = "kv",                                                                          \
+         .kind = Q3_OPTION_CHOICE,                                                              \
+         .value_name = "f32|bf16",                                                              \
+         .target = &O.kv,                                                                       \
+         .help = "how keys and values are kept; bf16 takes half the memory and loses digits; "  \
+                 "the default is f32"},                                                         \
+        {.name = "io",                                                                          \
+         .kind = Q3_OPTION_CHOICE,                                                              \
+         .value_name = "auto|buffered|direct",                                                  \
+         .target = &O.io,                                                                       \
+         .help = "read experts through the page cache or around it; the default is a choice "   \
+                 "after a short probe, when the budget does not hold all of them"},             \
+        {.name = "readers",                                                                     \
+         .kind = Q3_OPTION_NUMBER,                                                              \
+         .value_name = "N",                                                                     \
+         .target = &O.readers,                                                                  \
+         .min = 1,                                                                              \
+         .max = Q3_READERS_MAX,                                                                 \
+         .help = "threads that read experts while others compute; the default is 4"},           \
         {.name = "context",                                                                     \
          .letter = 'c',                                                                         \
          .kind = Q3_OPTION_NUMBER,                                                              \
@@ -279,8 +307,49 @@ static const q3_option profile_options[] = {
      .target = &O.strength,
      .max = 1000,
      .help = "of that file: S times the logarithm of an expert's score over the layer's mean; the "
-             "default is 1"},
+             "default is 0.25"},
     ENGINE_OPTIONS,
+};
+
+static const q3_option bench_options[] = {
+    {.name = "prompt-tokens",
+     .letter = 'p',
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.bench_prompt,
+     .max = 1 << 24,
+     .help = "tokens of the prompt; the default is 512; 0 measures no prefill"},
+    {.name = "tokens",
+     .letter = 'n',
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.bench_tokens,
+     .max = 1 << 24,
+     .help = "tokens decoded one by one; the default is 64; 0 measures no decode"},
+    {.name = "depth",
+     .letter = 'd',
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.bench_depth,
+     .max = 1 << 24,
+     .help = "tokens that are there before the measured ones; the default is 0"},
+    {.name = "repetitions",
+     .letter = 'r',
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.repetitions,
+     .min = 1,
+     .max = 1000,
+     .help = "measurements of each kind, after one that does not count; the default is 5"},
+    {.name = "seed",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.seed,
+     .max = 9007199254740992.0,
+     .help = "of the token ids"},
+    ENGINE_OPTIONS,
+    POOL_OPTIONS,
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
 };
 
 static const q3_option ladder_options[] = {
@@ -372,6 +441,12 @@ static const q3_command commands[] = {
      .options = profile_options,
      .option_count = COUNT(profile_options),
      .run = q3_command_profile},
+    {.name = "bench",
+     .arguments = "PACK",
+     .summary = "Measures how fast prompts are read and tokens follow each other.",
+     .options = bench_options,
+     .option_count = COUNT(bench_options),
+     .run = q3_command_bench},
     {.name = "ladder",
      .arguments = "PACK",
      .summary = "Measures what the model loses on a text with pools of several sizes.",

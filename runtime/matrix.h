@@ -21,6 +21,7 @@ typedef struct q3_matrix {
     const q3_block *blocks;
     uint32_t rows, columns;
     uint32_t block_rows; // rows in each block but the last
+    uint64_t bytes;      // of all blocks, as they lie in memory
 } q3_matrix;
 
 // Bytes of a block's rows as plain bf16 that a product can take: what a worker's scratch for

@@ -268,10 +268,16 @@ static q3_block block_of(const q3_frame *frame, const uint8_t *data)
     };
 }
 
-static q3_matrix matrix_of(const placement *to, const q3_block *blocks)
+static q3_matrix matrix_of(const placement *to, const q3_pack *pack, const q3_block *blocks)
 {
-    return (q3_matrix){
-        .blocks = blocks, .rows = to->rows, .columns = to->columns, .block_rows = to->block_rows};
+    uint64_t bytes = to->stays ? 0 : to->tensor->tensor.bytes;
+    for (uint32_t i = 0; to->stays && i < to->blocks; i++)
+        bytes += pack->frames[to->tensor->first_frame + i].stored_bytes;
+    return (q3_matrix){.blocks = blocks,
+                       .rows = to->rows,
+                       .columns = to->columns,
+                       .block_rows = to->block_rows,
+                       .bytes = bytes};
 }
 
 // Blocks of decoded rows.
@@ -465,7 +471,7 @@ static bool load_role(q3_model *model, role which, const q3_place *place, const 
         load.raw = q3_region_take(&model->dense, tensor->tensor.bytes);
         cut_plain(&load.to, load.raw, load.blocks);
     }
-    *matrix = matrix_of(&load.to, load.blocks);
+    *matrix = matrix_of(&load.to, pack, load.blocks);
     return q3_team_try(team, load_frame, &load, tensor->frame_count, err);
 }
 
@@ -542,7 +548,7 @@ static bool find_in_image(const placement *to, const q3_pack *pack, const uint8_
             !check_block(pack, to->tensor, i, &blocks[i], err))
             return false;
     }
-    *matrix = matrix_of(to, blocks);
+    *matrix = matrix_of(to, pack, blocks);
     return true;
 }
 
@@ -553,7 +559,7 @@ static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_rea
     uint8_t *raw = take(memory, to->tensor->tensor.bytes);
     q3_block *blocks = take(memory, to->blocks * sizeof *blocks);
     cut_plain(to, raw, blocks);
-    *matrix = matrix_of(to, blocks);
+    *matrix = matrix_of(to, pack, blocks);
     return q3_reader_tensor(reader, pack, to->tensor, raw, err);
 }
 

@@ -14,7 +14,8 @@
 // The command line, filled by the option tables of main.c.
 typedef struct q3_run_options {
     // the engine
-    uint64_t threads, context, memory;
+    uint64_t threads, context, memory, batch, readers;
+    const char *kv, *io;
     const char *pool, *router_bias;
     double prefer_pool, prefer_resident;
     bool prefer_pool_given;
@@ -34,6 +35,8 @@ typedef struct q3_run_options {
     const char *output, *router_bias_out, *sizes, *by, *phase;
     double strength;
     bool compare_rules;
+    // measurements
+    uint64_t bench_prompt, bench_tokens, bench_depth, repetitions;
     // output
     const char *stats;
     bool json, json_lines, decode;
@@ -49,6 +52,7 @@ int q3_command_logits(const char *const *arguments);
 int q3_command_score(const char *const *arguments);
 int q3_command_profile(const char *const *arguments);
 int q3_command_ladder(const char *const *arguments);
+int q3_command_bench(const char *const *arguments);
 
 // ---- an open pack ----
 

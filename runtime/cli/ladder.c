@@ -520,11 +520,11 @@ static bool draw(const ladder *l, q3_error *err)
     series[choices] = (q3_series){
         .name = "the full model", .x = x, .y = y[choices], .count = sizes, .reference = true};
     char subtitle[256];
-    const unsigned more = q3_options.files.count - 1;
-    snprintf(subtitle, sizeof subtitle,
-             more ? "%" PRIu64 " tokens of %.200s and %u more texts"
-                  : "%" PRIu64 " tokens of %.200s",
-             l->scored, q3_options.files.item[0], more);
+    char tokens[Q3_GROUPED_MAX], more[32] = "";
+    if (q3_options.files.count > 1)
+        snprintf(more, sizeof more, " and %u more", q3_options.files.count - 1);
+    snprintf(subtitle, sizeof subtitle, "%s tokens of %.180s%s", q3_grouped(l->scored, tokens),
+             q3_options.files.item[0], more);
     const q3_chart chart = {
         .title = "What pools of experts lose",
         .subtitle = subtitle,

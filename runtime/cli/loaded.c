@@ -11,7 +11,13 @@
 #include <string.h>
 #include <unistd.h>
 
-q3_run_options q3_options = {.pool_warning = 25, .top_p = 1, .repeat_penalty = 1, .strength = 1};
+q3_run_options q3_options = {.pool_warning = 25,
+                             .top_p = 1,
+                             .repeat_penalty = 1,
+                             .strength = 0.25,
+                             .bench_prompt = 512,
+                             .bench_tokens = 64,
+                             .repetitions = 5};
 
 static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
 {
@@ -114,6 +120,13 @@ bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *
     return q3_loaded_open_for(pack, speaks, 1, 0, loaded, err);
 }
 
+static q3_engine_io io_of(const char *name)
+{
+    if (name && strcmp(name, "direct") == 0)
+        return Q3_ENGINE_IO_DIRECT;
+    return name && strcmp(name, "buffered") == 0 ? Q3_ENGINE_IO_BUFFERED : Q3_ENGINE_IO_AUTO;
+}
+
 bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
                         q3_loaded *loaded, q3_error *err)
 {
@@ -125,6 +138,10 @@ bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32
         .sessions = sessions,
         .kept_logits = kept_logits,
         .memory = q3_options.memory,
+        .batch = (uint32_t)q3_options.batch,
+        .readers = (unsigned)q3_options.readers,
+        .narrow_kv = q3_options.kv && strcmp(q3_options.kv, "bf16") == 0,
+        .io = io_of(q3_options.io),
         .pool = q3_options.pool,
         .soft_pool = q3_options.prefer_pool_given,
         .pool_bias = (float)q3_options.prefer_pool,

@@ -293,6 +293,127 @@ static void test_pools(void **state)
     print_message("10 pools: logits differ by at most %.3g\n", largest);
 }
 
+// The pool of an open engine can be changed between feeds, and what is in memory stays.
+static void test_changed_pool(void **state)
+{
+    (void)state;
+    static bool members[LAYERS * EXPERTS];
+    q3_error error;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
+    q3_session *session = create_session(engine);
+    const cJSON *pool, *prompt = cJSON_GetArrayItem(member(reference, "prompts"), 0);
+    check_answer(session, prompt);
+    cJSON_ArrayForEach(pool, member(reference, "pools"))
+    {
+        memset(members, 0, sizeof members);
+        for (int i = 0; i < LAYERS; i++) {
+            uint32_t experts[IDS_MAX];
+            const size_t count = read_ids(cJSON_GetArrayItem(member(pool, "experts"), i), experts);
+            for (size_t e = 0; e < count; e++)
+                members[(size_t)i * EXPERTS + experts[e]] = true;
+        }
+        assert_ok(q3_engine_set_pool(engine, members, &error));
+        check_answer(session, pool);
+    }
+    memset(members + 3 * EXPERTS, 0, EXPERTS * sizeof *members);
+    assert_false(q3_engine_set_pool(engine, members, &error));
+    assert_int_equal(error.code, Q3_INCOMPLETE);
+    char expected[Q3_ERROR_MESSAGE_MAX];
+    snprintf(expected, sizeof expected, "layer 3: %s has none of the pool's experts", zstd_pack);
+    assert_string_equal(error.message, expected);
+    const uint64_t misses = q3_engine_count(engine).expert_misses;
+    assert_ok(q3_engine_set_pool(engine, NULL, &error));
+    check_answer(session, prompt);
+    assert_int_equal(q3_engine_count(engine).expert_misses, misses);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
+// What an observer of experts sees of one token and layer.
+typedef struct experts_seen {
+    uint32_t experts[LAYERS][TOP_K];
+    float weights[LAYERS][TOP_K];
+    unsigned routed, wanted, computed;
+} experts_seen;
+
+static void see_choice(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                       const float *weights, uint32_t count)
+{
+    experts_seen *seen = context;
+    (void)position;
+    assert_int_equal(count, TOP_K);
+    memcpy(seen->experts[layer], experts, sizeof seen->experts[layer]);
+    memcpy(seen->weights[layer], weights, sizeof seen->weights[layer]);
+    seen->routed++;
+}
+
+// Without a pool the top k of what was wanted are chosen, with their shares of it.
+static void see_wanted(void *context, uint32_t position, uint32_t layer, const float *probabilities,
+                       uint32_t count)
+{
+    experts_seen *seen = context;
+    double all = 0, top = 0, least = 1;
+    (void)position;
+    assert_int_equal(count, EXPERTS);
+    for (uint32_t i = 0; i < count; i++)
+        all += (double)probabilities[i];
+    assert_true(fabs(all - 1) < 1e-5);
+    for (uint32_t i = 0; i < TOP_K; i++) {
+        const double wanted = (double)probabilities[seen->experts[layer][i]];
+        top += wanted;
+        least = fmin(least, wanted);
+    }
+    unsigned better = 0;
+    for (uint32_t i = 0; i < count; i++)
+        better += (double)probabilities[i] > least;
+    assert_int_equal(better, TOP_K - 1);
+    for (uint32_t i = 0; i < TOP_K; i++) {
+        const double wanted = (double)probabilities[seen->experts[layer][i]];
+        assert_true(fabs((double)seen->weights[layer][i] - wanted / top) < 1e-5);
+    }
+    seen->wanted++;
+}
+
+static void see_computed(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                         const float *weights, const float *norms, uint32_t count)
+{
+    experts_seen *seen = context;
+    (void)position;
+    assert_int_equal(count, TOP_K);
+    assert_memory_equal(experts, seen->experts[layer], sizeof seen->experts[layer]);
+    assert_memory_equal(weights, seen->weights[layer], sizeof seen->weights[layer]);
+    for (uint32_t i = 0; i < count; i++)
+        assert_true(norms[i] > 0 && isfinite(norms[i]));
+    seen->computed++;
+}
+
+static void test_experts_seen(void **state)
+{
+    (void)state;
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
+    q3_session *session = create_session(engine);
+    experts_seen seen = {.routed = 0};
+    const q3_observer observer = {
+        .context = &seen, .routed = see_choice, .wanted = see_wanted, .computed = see_computed};
+    static const uint32_t ids[] = {282, 198, 447, 369, 256};
+    // One at a time: routed, wanted and computed of a layer then come one after the other.
+    for (size_t i = 0; i < 5; i++)
+        feed(session, &ids[i], 1, &observer);
+    assert_int_equal(seen.routed, 5 * LAYERS);
+    assert_int_equal(seen.wanted, 5 * LAYERS);
+    assert_int_equal(seen.computed, 5 * LAYERS);
+    // To be watched changes nothing, and nothing is wanted outside.
+    static float watched[VOCABULARY];
+    memcpy(watched, q3_session_logits(session), sizeof watched);
+    q3_session_truncate(session, 0);
+    feed(session, ids, 5, NULL);
+    assert_memory_equal(watched, q3_session_logits(session), sizeof watched);
+    assert_int_equal(q3_engine_count(engine).routed_tokens, 10);
+    assert_true(q3_engine_count(engine).outside_sum == 0);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
 // A pool smaller than top k: all of it is used, with weights that sum to 1.
 static void see_three(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
                       const float *weights, uint32_t count)
@@ -584,11 +705,12 @@ static int make_packs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prompts),    cmocka_unit_test(test_inside),
-        cmocka_unit_test(test_nll),        cmocka_unit_test(test_pools),
-        cmocka_unit_test(test_small_pool), cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_budget),     cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_limits),     cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_prompts),      cmocka_unit_test(test_inside),
+        cmocka_unit_test(test_nll),          cmocka_unit_test(test_pools),
+        cmocka_unit_test(test_changed_pool), cmocka_unit_test(test_experts_seen),
+        cmocka_unit_test(test_small_pool),   cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_budget),       cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_limits),       cmocka_unit_test(test_turns),
     };
     return cmocka_run_group_tests(tests, make_packs, remove_packs);
 }
