@@ -12,7 +12,8 @@ enum {
     HEADS = WIDTH == 8 ? 4 : 8, // of a tile
     // Vectors of a tile, positions or dimensions: keys or values are loaded once for all its heads,
     // and what is broadcast of a head once for its vectors.
-    ACROSS = 2,
+    SCORE_VECTORS = 3,
+    VALUE_VECTORS = 2, // 16 vectors with AVX2 make a head of 128
     // Positions whose values stay in the first cache while all heads take them.
     VALUES_CHUNK = 32,
 };
@@ -35,19 +36,19 @@ ALWAYS_INLINE void score_tile(const q3_attention *a, const float *query, float *
                               size_t stride, size_t position, unsigned heads, unsigned vectors,
                               bool is_narrow)
 {
-    floats sum[HEADS * ACROSS];
+    floats sum[HEADS * SCORE_VECTORS];
     UNROLL
     for (unsigned i = 0; i < heads * vectors; i++)
         sum[i] = zero();
     const size_t dim = a->head_dim;
-    size_t at[ACROSS];
+    size_t at[SCORE_VECTORS];
     UNROLL
     for (unsigned v = 0; v < vectors; v++) {
         const size_t p = position + v * WIDTH;
         at[v] = p / Q3_KEY_PANEL * Q3_KEY_PANEL * dim + p % Q3_KEY_PANEL;
     }
     for (size_t d = 0; d < dim; d++) {
-        floats keys[ACROSS];
+        floats keys[SCORE_VECTORS];
         UNROLL
         for (unsigned v = 0; v < vectors; v++)
             keys[v] = load_kept(a->keys, at[v] + d * Q3_KEY_PANEL, is_narrow);
@@ -95,7 +96,7 @@ ALWAYS_INLINE void value_tile(const q3_attention *a, const float *scores, size_t
                               unsigned vectors, bool is_narrow)
 {
     const size_t dim = a->head_dim;
-    floats sum[HEADS * ACROSS];
+    floats sum[HEADS * VALUE_VECTORS];
     UNROLL
     for (unsigned h = 0; h < heads; h++) {
         UNROLL
@@ -107,7 +108,7 @@ ALWAYS_INLINE void value_tile(const q3_attention *a, const float *scores, size_t
         }
     }
     for (size_t p = from; p < to; p++) {
-        floats values[ACROSS];
+        floats values[VALUE_VECTORS];
         UNROLL
         for (unsigned v = 0; v < vectors; v++) {
             const size_t at = p * dim + d + v * WIDTH;
@@ -139,8 +140,8 @@ ALWAYS_INLINE void value_heads(const q3_attention *a, const float *scores, size_
                                float *out, size_t from, size_t to, unsigned heads, bool is_narrow)
 {
     size_t d = 0;
-    for (; d + ACROSS * WIDTH <= a->head_dim; d += ACROSS * WIDTH)
-        value_tile(a, scores, stride, out, from, to, d, WIDTH, heads, ACROSS, is_narrow);
+    for (; d + VALUE_VECTORS * WIDTH <= a->head_dim; d += VALUE_VECTORS * WIDTH)
+        value_tile(a, scores, stride, out, from, to, d, WIDTH, heads, VALUE_VECTORS, is_narrow);
     for (; d + WIDTH <= a->head_dim; d += WIDTH)
         value_tile(a, scores, stride, out, from, to, d, WIDTH, heads, 1, is_narrow);
     if (d < a->head_dim)
@@ -169,8 +170,8 @@ ALWAYS_INLINE void attend_to(const q3_attention *a, bool is_narrow)
 {
     const size_t stride = q3_score_stride(a->positions + a->tokens - 1);
     size_t position = 0;
-    for (; position + ACROSS * WIDTH <= stride; position += ACROSS * WIDTH)
-        score_positions(a, stride, position, ACROSS, is_narrow);
+    for (; position + SCORE_VECTORS * WIDTH <= stride; position += SCORE_VECTORS * WIDTH)
+        score_positions(a, stride, position, SCORE_VECTORS, is_narrow);
     for (; position < stride; position += WIDTH)
         score_positions(a, stride, position, 1, is_narrow);
     for (size_t t = 0; t < a->tokens; t++)

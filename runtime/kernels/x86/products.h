@@ -275,8 +275,12 @@ ALWAYS_INLINE bool multiply_frame_by(const q3_bitplane_view *view, size_t rows, 
             run = run < Q3_BITPLANE_RUN ? run : Q3_BITPLANE_RUN;
             in_segment -= run;
             q3_bitplane_prefetch(low, planes, run);
+            q3_bitplane_indices next = q3_bitplane_read_group(planes, frame, &at);
             for (; run; run--) {
-                const q3_bitplane_indices indices = q3_bitplane_read_group(planes, frame, &at);
+                const q3_bitplane_indices indices = next;
+                planes += Q3_BITPLANE_PLANES_BYTES;
+                if (run > 1)
+                    next = q3_bitplane_read_group(planes, frame, &at);
                 pairs weights[GROUP_BLOCKS];
                 q3_bitplane_weights(&indices, table, low, weights);
                 if (__builtin_expect(indices.escapes != 0, 0)) {
@@ -301,7 +305,6 @@ ALWAYS_INLINE bool multiply_frame_by(const q3_bitplane_view *view, size_t rows, 
                     }
                 }
                 low += Q3_BITPLANE_GROUP;
-                planes += Q3_BITPLANE_PLANES_BYTES;
                 column += Q3_BITPLANE_GROUP;
             }
             if (!q3_bitplane_inside(view, &at))
