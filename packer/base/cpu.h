@@ -29,7 +29,8 @@ bool q3_cpu_parse(const char *name, q3_cpu_level *level);
 // The best level of this processor.
 q3_cpu_level q3_cpu_detected(void);
 
-// The level to use: the best one, or the limit set below.
+// The level to use: the one set below, else the best one (but for Q3_CPU_BF16, which has to be
+// asked for).
 q3_cpu_level q3_cpu_in_use(void);
 
 // Uses nothing beyond `level` from now on: what is set up later asks for the level then. Fails

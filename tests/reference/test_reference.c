@@ -7,6 +7,7 @@
 #include "chat.h"
 #include "engine.h"
 #include "extract.h"
+#include "kernels/kernels.h"
 #include "support.h"
 
 #include <inttypes.h>
@@ -15,13 +16,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LOGIT_TOLERANCE 2e-4
+#define LOGIT_TOLERANCE 2e-4 // at every level; what is asked for is 5e-4
 #define NLL_TOLERANCE 1e-4
 
 enum { VOCABULARY = 1536, HIDDEN = 128, LAYERS = 6, EXPERTS = 128, TOP_K = 8, IDS_MAX = 1024 };
 
 static cJSON *reference;
-static char *directory, *raw_pack, *zstd_pack, *pool_path;
+static char *directory, *raw_pack, *zstd_pack, *plane_pack, *pool_path;
 
 // Fails the test with the error's message.
 #define assert_ok(call)                    \
@@ -445,7 +446,7 @@ static void test_small_pool(void **state)
 
 // ---- what must not change the result ----
 
-enum { RUN_ANSWER = 12, RUN_LOGITS = RUN_ANSWER + 1 };
+enum { RUN_ANSWER = 12, RUN_LOGITS = RUN_ANSWER + 1, WHOLE = 1000 };
 
 // The logits behind a prompt and behind each of the tokens that then follow greedily, as bytes. The
 // prompt is fed `step` tokens at a time.
@@ -454,7 +455,7 @@ static void run_bytes(q3_session *session, size_t step, float out[RUN_LOGITS * V
     uint32_t ids[IDS_MAX];
     const cJSON *text = cJSON_GetArrayItem(member(reference, "nll"), 0);
     const size_t count = read_ids(member(text, "ids"), ids);
-    assert_true(count > 150); // more than one batch
+    assert_true(count > 150);
     q3_session_truncate(session, 0);
     for (size_t i = 0; i < count; i += step)
         feed(session, ids + i, count - i < step ? count - i : step, NULL);
@@ -468,6 +469,19 @@ static void run_bytes(q3_session *session, size_t step, float out[RUN_LOGITS * V
 
 static float expected_bytes[RUN_LOGITS * VOCABULARY], found_bytes[RUN_LOGITS * VOCABULARY];
 
+// How a text is cut into feeds does not change a bit, but where the processor has other products
+// for many tokens than for a few.
+static void assert_same_cut(const float *expected, const float *found, size_t count)
+{
+    const q3_kernels *kernels = q3_kernels_for(q3_cpu_in_use());
+    if (kernels->few == kernels->many) {
+        assert_memory_equal(expected, found, count * sizeof *found);
+        return;
+    }
+    for (size_t i = 0; i < count; i++)
+        assert_true(fabsf(expected[i] - found[i]) < 5e-4F);
+}
+
 static void check_bytes(const char *pack, unsigned threads, uint64_t memory, size_t step)
 {
     q3_engine *engine =
@@ -475,7 +489,10 @@ static void check_bytes(const char *pack, unsigned threads, uint64_t memory, siz
     q3_session *session = create_session(engine);
     memset(found_bytes, 0, sizeof found_bytes);
     run_bytes(session, step, found_bytes);
-    assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+    if (step == WHOLE)
+        assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+    else
+        assert_same_cut(expected_bytes, found_bytes, RUN_LOGITS * VOCABULARY);
     q3_session_destroy(session);
     q3_engine_close(engine);
 }
@@ -485,18 +502,21 @@ static void test_same_bytes(void **state)
     (void)state;
     q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.threads = 1});
     q3_session *session = create_session(engine);
-    run_bytes(session, 1000, expected_bytes);
+    run_bytes(session, WHOLE, expected_bytes);
     static const size_t steps[] = {1, 7, 128, 150};
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
         run_bytes(session, steps[i], found_bytes);
-        assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+        assert_same_cut(expected_bytes, found_bytes, RUN_LOGITS * VOCABULARY);
     }
     q3_session_destroy(session);
     q3_engine_close(engine);
-    check_bytes(zstd_pack, 2, 0, 1000);
+    check_bytes(zstd_pack, 2, 0, WHOLE);
     check_bytes(zstd_pack, 3, 0, 5);
-    check_bytes(raw_pack, 1, 0, 1000);
+    check_bytes(raw_pack, 1, 0, WHOLE);
     check_bytes(raw_pack, 8, 0, 100);
+    check_bytes(plane_pack, 1, 0, WHOLE);
+    check_bytes(plane_pack, 2, 0, 1);
+    check_bytes(plane_pack, 3, 0, 3);
     // Raw packs take a little more than decoded ones.
     engine = open_engine(raw_pack, (q3_engine_options){.threads = 1});
     const q3_memory_plan plan = q3_engine_describe(engine)->memory;
@@ -505,7 +525,8 @@ static void test_same_bytes(void **state)
     static const uint64_t slots[] = {0, 6, 40};
     for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
         const uint64_t memory = plan.minimum + slots[i] * LAYERS * slot;
-        check_bytes(i % 2 ? raw_pack : zstd_pack, 1, memory, 1000);
+        check_bytes(i % 2 ? raw_pack : zstd_pack, 1, memory, WHOLE);
+        check_bytes(plane_pack, 1, memory, WHOLE);
         check_bytes(i % 2 ? zstd_pack : raw_pack, 1, memory, 3);
     }
 }
@@ -629,8 +650,7 @@ static void test_turns(void **state)
         q3_session_truncate(fresh, 0);
         feed(fresh, whole.ids, whole.count, NULL);
         for (unsigned i = 0; i < 200; i++) {
-            assert_memory_equal(q3_session_logits(kept), q3_session_logits(fresh),
-                                VOCABULARY * sizeof(float));
+            assert_same_cut(q3_session_logits(kept), q3_session_logits(fresh), VOCABULARY);
             const uint32_t id = greedy(kept);
             if (id == 1402)
                 break;
@@ -656,6 +676,7 @@ static int remove_packs(void **state)
     q3_test_remove(directory);
     free(raw_pack);
     free(zstd_pack);
+    free(plane_pack);
     free(pool_path);
     return 0;
 }
@@ -693,17 +714,26 @@ static int make_packs(void **state)
     directory = q3_test_directory();
     raw_pack = q3_test_path("%s/raw", directory);
     zstd_pack = q3_test_path("%s/zstd", directory);
+    plane_pack = q3_test_path("%s/planes", directory);
     pool_path = q3_test_path("%s/pool.json", directory);
     if (load_reference(&err) && extract(raw_pack, Q3_CODEC_RAW, &err) &&
-        extract(zstd_pack, Q3_CODEC_ZSTD, &err))
+        extract(zstd_pack, Q3_CODEC_ZSTD, &err) && extract(plane_pack, Q3_CODEC_BITPLANE, &err))
         return 0;
     print_error("%s\n", err.message);
     remove_packs(state);
     return -1;
 }
 
-int main(void)
+// The level of processor to use may be given; without it the best one is used.
+int main(int argc, char **argv)
 {
+    enum { SKIPPED = 77 };
+    q3_cpu_level level;
+    q3_error error;
+    if (argc > 1 && !(q3_cpu_parse(argv[1], &level) && q3_cpu_limit(level, &error))) {
+        print_message("skipped: there is no %s here\n", argv[1]);
+        return SKIPPED;
+    }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompts),      cmocka_unit_test(test_inside),
         cmocka_unit_test(test_nll),          cmocka_unit_test(test_pools),
