@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine.h"
 
+#include "base/interrupt.h"
 #include "base/limits.h"
 #include "budget.h"
 #include "forward.h"
@@ -66,6 +67,36 @@ static bool set_rules(q3_engine *engine, const q3_engine_options *options, q3_er
     return q3_engine_set_pool(engine, engine->pool.allowed, err);
 }
 
+static bool make_budget(q3_engine *engine, q3_form form, q3_budget_request *request,
+                        uint32_t *slots, uint64_t *slot_bytes, q3_error *err)
+{
+    engine->model.form = form;
+    request->dense_bytes = q3_model_dense_bytes(&engine->model);
+    q3_expert_cache_slots(&engine->model, engine->model.held, slot_bytes);
+    return q3_budget_make(request, &engine->info.memory, slots, err);
+}
+
+// Decoded weights are multiplied faster, so they are decoded where all of them fit; where they do
+// not, stored ones give half as many slots again.
+static bool choose_form(q3_engine *engine, const q3_engine_options *options,
+                        q3_budget_request *request, uint32_t *slots, uint64_t *slot_bytes,
+                        q3_error *err)
+{
+    if (options->weights != Q3_WEIGHTS_STORED) {
+        q3_error too_small;
+        bool all = make_budget(engine, Q3_FORM_PLAIN, request, slots, slot_bytes, &too_small);
+        if (options->weights == Q3_WEIGHTS_PLAIN) {
+            *err = too_small;
+            return all;
+        }
+        for (uint32_t i = 0; all && i < engine->model.config->num_hidden_layers; i++)
+            all = slots[i] == request->pool_count[i];
+        if (all)
+            return true;
+    }
+    return make_budget(engine, Q3_FORM_STORED, request, slots, slot_bytes, err);
+}
+
 // Shares the memory out and reserves what has been shared. numbers has room for a slot count and a
 // slot size of each layer.
 static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t *slots,
@@ -73,12 +104,10 @@ static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t 
 {
     const q3_config *config = engine->model.config;
     const unsigned readers = options->readers ? options->readers : DEFAULT_READERS;
-    q3_expert_cache_slots(&engine->model, engine->model.held, slot_bytes);
-    const q3_budget_request request = {
+    q3_budget_request request = {
         .config = config,
         .pool_count = engine->routing.allowed,
         .slot_bytes = slot_bytes,
-        .dense_bytes = engine->model.dense_bytes,
         .embedding_bytes = q3_embedding_bytes(engine->embedding),
         .pack_files = engine->model.set.file_count,
         .scratch = {.config = config,
@@ -95,7 +124,7 @@ static bool share(q3_engine *engine, const q3_engine_options *options, uint32_t 
     };
     const q3_expert_cache_options cache = {.readers = readers,
                                            .direct = options->io == Q3_ENGINE_IO_DIRECT};
-    if (!q3_budget_make(&request, &engine->info.memory, slots, err) ||
+    if (!choose_form(engine, options, &request, slots, slot_bytes, err) ||
         !q3_scratch_create(&request.scratch, &engine->scratch, err) ||
         !q3_expert_cache_create(&engine->model, &cache, slots, slot_bytes, &engine->experts, err))
         return false;
@@ -148,6 +177,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
     engine->info.config = config;
     engine->info.threads = threads;
     engine->info.kernels = kernels->name;
+    engine->info.plain = engine->model.form == Q3_FORM_PLAIN;
     engine->info.experts = (uint64_t)config->num_hidden_layers * config->num_experts;
     engine->info.held_experts = engine->model.held_count;
     engine->info.pool_named = engine->pool.named;
@@ -177,6 +207,31 @@ void q3_engine_close(q3_engine *engine)
     q3_model_close(&engine->model);
     q3_team_destroy(&engine->team);
     free(engine);
+}
+
+static bool visit_nothing(void *context, const q3_expert *group, uint32_t count, q3_error *err)
+{
+    (void)context;
+    (void)group;
+    (void)count;
+    return q3_check_interrupt(err);
+}
+
+bool q3_engine_preload(q3_engine *engine, q3_error *err)
+{
+    const q3_config *config = engine->model.config;
+    uint32_t *experts = q3_alloc(config->num_experts, sizeof *experts, err);
+    bool ok = experts != NULL;
+    for (uint32_t i = 0; ok && i < config->num_hidden_layers; i++) {
+        const q3_route_rules rules = q3_routing_rules(&engine->routing, i);
+        uint32_t count = 0;
+        for (uint32_t j = 0; j < config->num_experts; j++)
+            if (rules.allowed[j] && count < engine->info.slots_min)
+                experts[count++] = j;
+        ok = q3_expert_cache_visit(engine->experts, i, experts, count, visit_nothing, NULL, err);
+    }
+    free(experts);
+    return ok;
 }
 
 const q3_engine_info *q3_engine_describe(const q3_engine *engine)

@@ -28,6 +28,14 @@ typedef enum q3_engine_io {
     Q3_ENGINE_IO_DIRECT
 } q3_engine_io;
 
+// The form of weights in memory (see model.h): plain where all of them fit the budget so, else
+// stored; or one of these whatever fits.
+typedef enum q3_engine_weights {
+    Q3_WEIGHTS_AUTO,
+    Q3_WEIGHTS_STORED,
+    Q3_WEIGHTS_PLAIN
+} q3_engine_weights;
+
 typedef struct q3_engine_options {
     unsigned threads;     // 0: one for each processor
     uint32_t context;     // positions of a session; 0: 4096, or the model's maximum if that is less
@@ -37,9 +45,10 @@ typedef struct q3_engine_options {
     uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
     uint32_t batch;       // tokens that go through the layers together; 0: 512
     bool narrow_kv;       // keys and values in bf16 instead of float32
-    q3_engine_io io;      // how experts are read
-    unsigned readers;     // threads that read experts while others compute; 0: 4
-    const char *pool;     // a pool file (see pool/pool.h), or NULL
+    q3_engine_weights weights;
+    q3_engine_io io;  // how experts are read
+    unsigned readers; // threads that read experts while others compute; 0: 4
+    const char *pool; // a pool file (see pool/pool.h), or NULL
     // The pool's experts are preferred, by a bias added to their logits for the choice, and the
     // others the pack holds are allowed as well. Needs a pool.
     bool soft_pool;
@@ -70,6 +79,7 @@ typedef struct q3_engine_info {
     uint32_t context; // positions of a session
     uint32_t batch;   // tokens that go through the layers together
     unsigned threads;
+    bool plain;                    // weights are decoded in memory
     const char *kernels;           // the level of processor that they are for
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has
@@ -84,6 +94,10 @@ const q3_engine_info *q3_engine_describe(const q3_engine *engine);
 
 // The pack directory.
 const q3_set *q3_engine_pack(const q3_engine *engine);
+
+// Reads experts until all slots are filled (or all that may be chosen are there), so that what
+// comes next is not held up by the disk.
+bool q3_engine_preload(q3_engine *engine, q3_error *err);
 
 // A small file of the checkpoint that came along in the pack (generation_config.json, the
 // tokenizer's), its hash checked; the caller frees *data. One that the pack does not have is

@@ -217,13 +217,14 @@ typedef struct placement {
 } placement;
 
 // Can a matrix stay as it is stored?
-static bool can_stay(const q3_config *config, role which, const q3_pack *pack,
+static bool can_stay(const q3_config *config, q3_form form, role which, const q3_pack *pack,
                      const q3_pack_tensor *tensor)
 {
     bool can = layout[which].columns != NONE && tensor->frame_count > 0;
     for (uint32_t i = 0; can && i < tensor->frame_count; i++) {
         const q3_frame *frame = &pack->frames[tensor->first_frame + i];
-        can = q3_block_takes(frame->codec, frame->raw_bytes,
+        can = (form == Q3_FORM_STORED || frame->codec == Q3_CODEC_RAW) &&
+              q3_block_takes(frame->codec, frame->raw_bytes,
                              extent_size(config, layout[which].columns));
     }
     return can;
@@ -294,8 +295,8 @@ typedef struct expert_placement {
     uint64_t bytes;
 } expert_placement;
 
-static bool place_expert(const q3_config *config, const q3_place *place, const q3_pack *pack,
-                         expert_placement *to, q3_error *err)
+static bool place_expert(const q3_config *config, q3_form form, const q3_place *place,
+                         const q3_pack *pack, expert_placement *to, q3_error *err)
 {
     static const role roles[] = {EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
     const q3_pack_tensor *tensors[3];
@@ -304,7 +305,7 @@ static bool place_expert(const q3_config *config, const q3_place *place, const q
     for (size_t i = 0; i < 3; i++) {
         if (!(tensors[i] = find_role(config, roles[i], place, pack, err)))
             return false;
-        stays = stays && can_stay(config, roles[i], pack, tensors[i]);
+        stays = stays && can_stay(config, form, roles[i], pack, tensors[i]);
     }
     // Gate and up are multiplied block by block together.
     stays = stays && pack->frames[tensors[0]->first_frame].raw_bytes ==
@@ -326,6 +327,33 @@ static const role dense_roles[] = {QUERY,      KEY,        VALUE,      OUTPUT,
                                    ROUTER,     FINAL_NORM, LM_HEAD};
 enum { DENSE_ROLES = sizeof dense_roles / sizeof *dense_roles };
 
+// Memory that the matrices of an opened file will take.
+static bool measure_file(const q3_model *model, q3_form form, uint32_t index, const q3_pack *pack,
+                         q3_error *err)
+{
+    const q3_place *place = &model->set.files[index].place;
+    uint64_t *bytes = &model->file_bytes[form][index];
+    if (place->part == Q3_EXPERT) {
+        expert_placement to = {0};
+        if (!place_expert(model->config, form, place, pack, &to, err))
+            return false;
+        *bytes = to.bytes;
+        model->file_stays[form][index] = to.stays;
+    }
+    for (size_t i = 0; i < DENSE_ROLES; i++) {
+        const role which = dense_roles[i];
+        if (layout[which].part != place->part)
+            continue;
+        const q3_pack_tensor *tensor = find_role(model->config, which, place, pack, err);
+        if (!tensor)
+            return false;
+        const bool stays = can_stay(model->config, form, which, pack, tensor);
+        const placement to = place_matrix(model->config, which, pack, tensor, stays);
+        *bytes += placement_bytes(&to, pack);
+    }
+    return true;
+}
+
 // Checks a file and counts the memory that its matrices will take.
 static bool check_file(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
 {
@@ -338,31 +366,19 @@ static bool check_file(void *context, uint32_t index, q3_frame_reader *reader, q
         return true;
     if (!q3_model_open_part(model, place, &pack, err))
         return false;
-    if (place->part == Q3_EXPERT) {
-        expert_placement to = {0};
-        ok = place_expert(model->config, place, &pack, &to, err);
-        model->file_bytes[index] = to.bytes;
-        model->file_stays[index] = to.stays;
-    }
-    for (size_t i = 0; ok && i < DENSE_ROLES; i++) {
-        if (layout[dense_roles[i]].part != place->part)
-            continue;
-        const q3_pack_tensor *tensor = find_role(model->config, dense_roles[i], place, &pack, err);
-        if (!(ok = tensor != NULL))
-            break;
-        const bool stays = can_stay(model->config, dense_roles[i], &pack, tensor);
-        const placement to = place_matrix(model->config, dense_roles[i], &pack, tensor, stays);
-        model->file_bytes[index] += placement_bytes(&to, &pack);
-    }
+    for (unsigned form = 0; ok && form < Q3_FORMS; form++)
+        ok = measure_file(model, (q3_form)form, index, &pack, err);
     q3_pack_close(&pack);
     return ok;
 }
 
-static void count_dense(q3_model *model)
+uint64_t q3_model_dense_bytes(const q3_model *model)
 {
+    uint64_t sum = 0;
     for (size_t i = 0; i < model->set.file_count; i++)
         if (model->set.files[i].place.part != Q3_EXPERT)
-            model->dense_bytes += model->file_bytes[i];
+            sum += model->file_bytes[model->form][i];
+    return sum;
 }
 
 static const q3_set_file *find_expert(const q3_model *model, uint32_t layer, uint32_t expert)
@@ -375,7 +391,7 @@ static const q3_set_file *find_expert(const q3_model *model, uint32_t layer, uin
 uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert)
 {
     const q3_set_file *file = find_expert(model, layer, expert);
-    return file ? model->file_bytes[file - model->set.files] : 0;
+    return file ? model->file_bytes[model->form][file - model->set.files] : 0;
 }
 
 bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, q3_error *err)
@@ -387,11 +403,12 @@ bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, 
     const size_t experts = (size_t)config->num_hidden_layers * config->num_experts;
     bool ok =
         (model->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *model->layers, err)) &&
-        (model->held = q3_alloc_zeroed(experts, sizeof *model->held, err)) &&
-        (model->file_bytes =
-             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_bytes, err)) &&
-        (model->file_stays =
-             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_stays, err));
+        (model->held = q3_alloc_zeroed(experts, sizeof *model->held, err));
+    for (unsigned form = 0; ok && form < Q3_FORMS; form++)
+        ok = (model->file_bytes[form] =
+                  q3_alloc_zeroed(model->set.file_count, sizeof *model->file_bytes[form], err)) &&
+             (model->file_stays[form] =
+                  q3_alloc_zeroed(model->set.file_count, sizeof *model->file_stays[form], err));
     for (size_t i = 0; ok && i < model->set.file_count; i++) {
         const q3_place *place = &model->set.files[i].place;
         if (place->component != Q3_TEXT || place->part != Q3_EXPERT)
@@ -401,9 +418,7 @@ bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, 
     }
     ok = ok && check_parts(model, err) &&
          q3_team_try(team, check_file, model, (uint32_t)model->set.file_count, err);
-    if (ok)
-        count_dense(model);
-    else
+    if (!ok)
         q3_model_close(model);
     return ok;
 }
@@ -413,8 +428,10 @@ void q3_model_close(q3_model *model)
     q3_region_destroy(&model->dense);
     free(model->layers);
     free(model->held);
-    free(model->file_bytes);
-    free(model->file_stays);
+    for (unsigned form = 0; form < Q3_FORMS; form++) {
+        free(model->file_bytes[form]);
+        free(model->file_stays[form]);
+    }
     q3_set_close(&model->set);
     *model = (q3_model){0};
 }
@@ -458,7 +475,7 @@ static bool load_role(q3_model *model, role which, const q3_place *place, const 
     const q3_pack_tensor *tensor = find_role(model->config, which, place, pack, err);
     if (!tensor)
         return false;
-    const bool stays = can_stay(model->config, which, pack, tensor);
+    const bool stays = can_stay(model->config, model->form, which, pack, tensor);
     matrix_load load = {.pack = pack,
                         .to = place_matrix(model->config, which, pack, tensor, stays)};
     load.blocks = q3_region_take(&model->dense, load.to.blocks * sizeof *load.blocks);
@@ -516,7 +533,7 @@ static bool load_layer(q3_model *model, uint32_t index, const q3_team *team, q3_
 bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err)
 {
     q3_matrix by_role[ROLES];
-    if (!q3_region_create(model->dense_bytes, &model->dense, err))
+    if (!q3_region_create(q3_model_dense_bytes(model), &model->dense, err))
         return false;
     for (uint32_t i = 0; i < model->config->num_hidden_layers; i++)
         if (!q3_check_interrupt(err) || !load_layer(model, i, team, err))
@@ -568,13 +585,13 @@ bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert
                           uint64_t *bytes_read, q3_error *err)
 {
     const q3_set_file *file = find_expert(model, layer, expert);
-    const bool stays = model->file_stays[file - model->set.files];
+    const bool stays = model->file_stays[model->form][file - model->set.files];
     q3_pack pack;
     if (!(stays ? q3_set_load_pack(&model->set, file, direct, memory, &pack, err)
                 : q3_model_open_part(model, &file->place, &pack, err)))
         return false;
     expert_placement to;
-    bool ok = place_expert(model->config, &file->place, &pack, &to, err);
+    bool ok = place_expert(model->config, model->form, &file->place, &pack, &to, err);
     uint8_t *next = memory + (stays ? q3_region_part(pack.size, 1) : 0);
     const placement *parts[] = {&to.gate, &to.up, &to.down};
     q3_matrix *matrices[] = {&result->gate, &result->up, &result->down};

@@ -9,8 +9,10 @@
 // that shrinks later is an error of whoever reads it and not a crash. Experts are read by the
 // expert cache, rows of the embedding by embedding.h.
 //
-// Matrices stay in memory as the pack stores them (matrix.h) where a product can read that: plain
-// and bit-plane frames of whole rows. What else there is (zstd, say) is decoded as it is read.
+// Matrices lie in memory in one of two forms. Stored: as the pack stores them (matrix.h) where a
+// product can read that, which is plain and bit-plane frames of whole rows; what else there is
+// (zstd, say) is decoded as it is read. Plain: all of it decoded as it is read, half as large again
+// and faster to multiply.
 #ifndef Q3_RUNTIME_MODEL_H
 #define Q3_RUNTIME_MODEL_H
 
@@ -27,6 +29,8 @@ typedef struct q3_layer {
     const uint16_t *input_norm, *post_attention_norm;
 } q3_layer;
 
+typedef enum q3_form { Q3_FORM_STORED, Q3_FORM_PLAIN, Q3_FORMS } q3_form;
+
 typedef struct q3_model {
     q3_set set;
     const q3_config *config; // set.config
@@ -35,9 +39,11 @@ typedef struct q3_model {
     q3_matrix lm_head;
     bool *held;          // [layer][expert]: which experts the pack has; at least one in every layer
     uint64_t held_count; // in all layers
-    uint64_t *file_bytes; // for each file of the set: memory that its matrices take
-    bool *file_stays;     // for each file of an expert: do they stay as they are stored?
-    uint64_t dense_bytes; // memory that loading takes
+    q3_form form;        // what the functions below are about; stored until it is set
+    // For each form, and each file of the set: memory that its matrices take, and, of an expert's
+    // file, whether they stay as they are stored.
+    uint64_t *file_bytes[Q3_FORMS];
+    bool *file_stays[Q3_FORMS];
     q3_region dense;
 } q3_model;
 
@@ -59,6 +65,9 @@ typedef struct q3_expert {
     uint32_t number;
     q3_matrix gate, up, down;
 } q3_expert;
+
+// Memory that loading takes.
+uint64_t q3_model_dense_bytes(const q3_model *model);
 
 // Memory that an expert takes, a multiple of a page; 0 when the pack has not got it.
 uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert);

@@ -86,6 +86,8 @@ static bool run_series(bench *b, q3_error *err)
     draw_ids(b, depth, &state);
     if (depth && !q3_session_feed(b->loaded.session, b->ids, (size_t)depth, NULL, err))
         return false;
+    if (!q3_engine_preload(b->loaded.engine, err))
+        return false;
     for (uint64_t i = 0; i <= q3_options.repetitions; i++) {
         draw_ids(b, b->prefill.tokens, &state);
         if (b->prefill.tokens && !measure(b, &b->prefill, b->prefill.tokens, i > 0, err))
@@ -166,9 +168,9 @@ static bool say(const bench *b, double probed, q3_error *err)
     const q3_engine_info *info = q3_engine_describe(b->loaded.engine);
     if (!q3_options.json) {
         char memory[Q3_GROUPED_MAX];
-        printf("%s, %u threads, %" PRIu32 " slots a layer, %s bytes of memory, memory reads %.2f "
-               "GB/s\n",
-               info->kernels, info->threads, info->slots_min,
+        printf("%s, %u threads, %s weights, %" PRIu32 " slots a layer, %s bytes of memory, "
+               "memory reads %.2f GB/s\n",
+               info->kernels, info->threads, info->plain ? "plain" : "stored", info->slots_min,
                q3_grouped(info->memory.total, memory), probed / 1e9);
         printf("%-14s %9s %9s %9s %8s %8s %9s\n", "", "tokens/s", "slowest", "fastest", "GB/s",
                "of reads", "misses/t");
@@ -180,6 +182,7 @@ static bool say(const bench *b, double probed, q3_error *err)
     q3_json_begin_object(&json, NULL);
     q3_json_put_string(&json, "kernels", info->kernels);
     q3_json_put_u64(&json, "threads", info->threads);
+    q3_json_put_string(&json, "weights", info->plain ? "plain" : "stored");
     q3_json_put_u64(&json, "expert_slots_a_layer", info->slots_min);
     q3_json_put_u64(&json, "memory_bytes", info->memory.total);
     q3_json_put_u64(&json, "depth", q3_options.bench_depth);

@@ -120,6 +120,13 @@ bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *
     return q3_loaded_open_for(pack, speaks, 1, 0, loaded, err);
 }
 
+static q3_engine_weights weights_of(const char *name)
+{
+    if (name && strcmp(name, "plain") == 0)
+        return Q3_WEIGHTS_PLAIN;
+    return name && strcmp(name, "stored") == 0 ? Q3_WEIGHTS_STORED : Q3_WEIGHTS_AUTO;
+}
+
 static q3_engine_io io_of(const char *name)
 {
     if (name && strcmp(name, "direct") == 0)
@@ -142,6 +149,7 @@ bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32
         .readers = (unsigned)q3_options.readers,
         .narrow_kv = q3_options.kv && strcmp(q3_options.kv, "bf16") == 0,
         .io = io_of(q3_options.io),
+        .weights = weights_of(q3_options.weights),
         .pool = q3_options.pool,
         .soft_pool = q3_options.prefer_pool_given,
         .pool_bias = (float)q3_options.prefer_pool,
