@@ -15,18 +15,12 @@
 #define Q3_RUNTIME_ENGINE_H
 
 #include "base/error.h"
+#include "io_mode.h"
 #include "model/config.h"
 #include "set.h"
 
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
-
-// Through the page cache, or around it (O_DIRECT).
-typedef enum q3_engine_io {
-    Q3_ENGINE_IO_AUTO,
-    Q3_ENGINE_IO_BUFFERED,
-    Q3_ENGINE_IO_DIRECT
-} q3_engine_io;
 
 typedef struct q3_engine_options {
     unsigned threads;     // 0: one for each processor
@@ -37,9 +31,12 @@ typedef struct q3_engine_options {
     uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
     uint32_t batch;       // tokens that go through the layers together; 0: 512
     bool narrow_kv;       // keys and values in bf16 instead of float32
-    q3_engine_io io;      // how experts are read
-    unsigned readers;     // threads that read experts while others compute; 0: 4
-    const char *pool;     // a pool file (see pool/pool.h), or NULL
+    // How experts are read, and by how many threads while others compute. What is left open
+    // (Q3_IO_AUTO, 0) is decided by a probe of the disk at the start, half a second long, when the
+    // budget does not hold all experts; else they are read through the page cache by 4 threads.
+    q3_io_mode io;
+    unsigned readers;
+    const char *pool; // a pool file (see pool/pool.h), or NULL
     // The pool's experts are preferred, by a bias added to their logits for the choice, and the
     // others the pack holds are allowed as well. Needs a pool.
     bool soft_pool;
@@ -77,6 +74,9 @@ typedef struct q3_engine_info {
     uint64_t pool_experts;         // held, and in the pool: those that may be chosen, or that are
                                    // preferred
     uint32_t slots_min, slots_max; // expert slots a layer
+    q3_io_mode io;                 // how experts are read, never Q3_IO_AUTO
+    unsigned readers;              // threads that read them
+    bool io_probed;                // a probe has decided that, as far as it was left open
     q3_memory_plan memory;
 } q3_engine_info;
 

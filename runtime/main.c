@@ -53,7 +53,8 @@
          .target = &O.readers,                                                                  \
          .min = 1,                                                                              \
          .max = Q3_READERS_MAX,                                                                 \
-         .help = "threads that read experts while others compute; the default is 4"},           \
+         .help = "threads that read experts while others compute; the default is chosen as "    \
+                 "with --io, or 4"},                                                            \
         {.name = "context",                                                                     \
          .letter = 'c',                                                                         \
          .kind = Q3_OPTION_NUMBER,                                                              \

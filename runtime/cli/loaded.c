@@ -120,11 +120,11 @@ bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *
     return q3_loaded_open_for(pack, speaks, 1, 0, loaded, err);
 }
 
-static q3_engine_io io_of(const char *name)
+static q3_io_mode io_of(const char *name)
 {
     if (name && strcmp(name, "direct") == 0)
-        return Q3_ENGINE_IO_DIRECT;
-    return name && strcmp(name, "buffered") == 0 ? Q3_ENGINE_IO_BUFFERED : Q3_ENGINE_IO_AUTO;
+        return Q3_IO_DIRECT;
+    return name && strcmp(name, "buffered") == 0 ? Q3_IO_BUFFERED : Q3_IO_AUTO;
 }
 
 bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
