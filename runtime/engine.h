@@ -29,6 +29,7 @@ typedef struct q3_engine_options {
     uint64_t memory;      // budget in bytes for all that the process needs; 0: all the experts if
                           // three quarters of the available memory take them, else what these take
     uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
+    bool tokenizer;       // the caller opens the pack's tokenizer and a sampler, counted too
     uint32_t batch;       // tokens that go through the layers together; 0: 512
     bool narrow_kv;       // keys and values in bf16 instead of float32
     // How experts are read, and by how many threads while others compute. What is left open
@@ -54,7 +55,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
 void q3_engine_close(q3_engine *engine); // after its sessions; NULL is fine
 
 // Where the memory goes, in bytes. `process` is what a program takes beside the engine: its code,
-// the tokenizer, the description of the pack.
+// the tokenizer if it has one, the description of the pack.
 typedef struct q3_memory_plan {
     uint64_t process, dense, embedding, kv_cache, scratch, experts;
     uint64_t total;   // the sum

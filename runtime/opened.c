@@ -45,6 +45,16 @@ static bool set_rules(q3_opened *opened, const q3_engine_options *options, q3_er
                    layer, opened->model.set.directory);
 }
 
+// Are there experts that do not stay in memory as the pack stores them?
+static bool decodes_experts(const q3_opened *opened)
+{
+    const q3_set *set = &opened->model.set;
+    for (size_t i = 0; i < set->file_count; i++)
+        if (set->files[i].place.part == Q3_EXPERT && !opened->model.file_stays[i])
+            return true;
+    return false;
+}
+
 static bool share(q3_opened *opened, const q3_engine_options *options, q3_error *err)
 {
     const q3_config *config = opened->model.config;
@@ -70,6 +80,8 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
         .narrow = options->narrow_kv,
         // How many a probe will find best is not known yet.
         .readers = options->readers ? options->readers : Q3_PROBE_READERS_MAX,
+        .decodes = decodes_experts(opened),
+        .tokenizer = options->tokenizer,
         .kept_logits = options->kept_logits,
         .memory = options->memory,
         .available = q3_available_memory(),

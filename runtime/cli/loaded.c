@@ -137,6 +137,7 @@ bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32
         .context = (uint32_t)q3_options.context,
         .sessions = sessions,
         .kept_logits = kept_logits,
+        .tokenizer = speaks,
         .memory = q3_options.memory,
         .batch = (uint32_t)q3_options.batch,
         .readers = (unsigned)q3_options.readers,
