@@ -144,6 +144,11 @@ bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err)
                    layer, engine->opened.model.set.directory);
 }
 
+void q3_engine_set_trace(q3_engine *engine, q3_trace_writer *trace)
+{
+    engine->forward.trace = trace;
+}
+
 // ---- sessions ----
 
 bool q3_session_create(q3_engine *engine, q3_session **result, q3_error *err)

@@ -18,6 +18,7 @@
 #include "io_mode.h"
 #include "model/config.h"
 #include "set.h"
+#include "trace.h"
 
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
@@ -116,6 +117,10 @@ const double *q3_engine_outside(const q3_engine *engine);
 // they were. A pool of which the pack
 // has no expert in some layer is Q3_INCOMPLETE, and the pool is as before.
 bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err);
+
+// Records the experts chosen in all feeds from now on; NULL ends that. The trace stays the
+// caller's.
+void q3_engine_set_trace(q3_engine *engine, q3_trace_writer *trace);
 
 // ---- sessions ----
 

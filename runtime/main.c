@@ -111,6 +111,12 @@
                 "ids and what the router wanted outside the pool to standard error"                \
     }
 
+#define TRACE_OPTION                                                                       \
+    {                                                                                      \
+        .name = "trace", .kind = Q3_OPTION_TEXT, .value_name = "FILE", .target = &O.trace, \
+        .help = "record which experts are chosen for every token, for plan and replay"     \
+    }
+
 #define IDS_OPTION                                                                     \
     {                                                                                  \
         .name = "ids", .kind = Q3_OPTION_TEXT, .value_name = "LIST", .target = &O.ids, \
@@ -199,6 +205,7 @@ static const q3_option generate_options[] = {
     ANSWER_OPTIONS,
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    TRACE_OPTION,
     STATS_OPTION,
     WARNING_OPTION,
     {.name = "json",
@@ -208,8 +215,8 @@ static const q3_option generate_options[] = {
              "the text"},
 };
 
-static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, POOL_OPTIONS, STATS_OPTION,
-                                         WARNING_OPTION};
+static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, POOL_OPTIONS,
+                                         TRACE_OPTION,   STATS_OPTION,   WARNING_OPTION};
 
 static const q3_option tokenize_options[] = {
     {.name = "text",
@@ -248,6 +255,7 @@ static const q3_option score_options[] = {
              "is all"},
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    TRACE_OPTION,
     STATS_OPTION,
     WARNING_OPTION,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
@@ -350,6 +358,27 @@ static const q3_option bench_options[] = {
      .help = "of the token ids"},
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    TRACE_OPTION,
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+};
+
+static const q3_option replay_options[] = {
+    {.name = "slots",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "LIST",
+     .target = &O.slots,
+     .help = "slots for experts in each layer; the default is " Q3_REPLAY_SLOTS
+             ", or with --memory what the budget leaves"},
+    {.name = "step",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.step,
+     .min = 1,
+     .max = 1 << 24,
+     .help = "as if so many tokens had gone through the model together; the default is as they "
+             "did"},
+    ENGINE_OPTIONS,
+    POOL_OPTIONS,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
 };
 
@@ -448,6 +477,12 @@ static const q3_command commands[] = {
      .options = bench_options,
      .option_count = COUNT(bench_options),
      .run = q3_command_bench},
+    {.name = "replay",
+     .arguments = "PACK TRACE",
+     .summary = "Tells what caches of experts would have done with a recorded trace.",
+     .options = replay_options,
+     .option_count = COUNT(replay_options),
+     .run = q3_command_replay},
     {.name = "ladder",
      .arguments = "PACK",
      .summary = "Measures what the model loses on a text with pools of several sizes.",

@@ -242,7 +242,7 @@ int q3_command_bench(const char *const *arguments)
 {
     q3_error err;
     bench b = {0};
-    const bool ok = run(&b, arguments[0], &err);
+    const bool ok = q3_loaded_end_trace(&b.loaded, run(&b, arguments[0], &err), &err);
     free(b.ids);
     free_series(&b.prefill);
     free_series(&b.decode);
