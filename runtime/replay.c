@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "replay.h"
 
+#include "expert_score.h"
+
 #include <stdlib.h>
 #include <string.h>
-
-static const uint32_t score_of_a_use = UINT32_C(1) << 24;
 
 const char *q3_policy_name(q3_policy policy)
 {
@@ -38,7 +38,7 @@ typedef struct state {
     uint64_t *last_use;   // [expert]: counted over all uses
     uint64_t *last_batch; // [expert]: that used it, counted from 1
     uint64_t *next_use;   // [expert]: the batch that needs it next
-    uint64_t *score;      // [expert]
+    uint32_t *score;      // [expert]
     uint64_t uses;
 } state;
 
@@ -178,10 +178,9 @@ static void run_batch(state *s, q3_policy policy, uint64_t batch, const uint32_t
                       const uint64_t *next_use, size_t count, q3_replay_counts *counts)
 {
     if (policy == Q3_POLICY_LRFU) {
-        for (uint32_t e = 0; e < s->experts; e++)
-            s->score[e] -= s->score[e] >> Q3_SCORE_FADE;
+        q3_scores_fade(s->score, s->experts);
         for (size_t i = 0; i < count; i++)
-            s->score[experts[i]] += score_of_a_use;
+            q3_score_use(&s->score[experts[i]]);
     }
     for (size_t i = 0; i < count; i++) {
         s->next_use[experts[i]] = next_use[i];

@@ -10,13 +10,11 @@
 
 typedef enum q3_policy {
     // Gives up the least recently used. Of the experts of one batch those that were there count as
-    // used first, then those that were read, in ascending order: what expert_cache.h does, exactly.
+    // used first, then those that were read, in ascending order.
     Q3_POLICY_LRU,
-    // Gives up the one with the lowest score, where each use adds one and scores fade: a score is
-    // multiplied by 1 - 2^-Q3_SCORE_FADE for each batch. Lee et al. 2001, "LRFU: A Spectrum of
-    // Policies that Subsumes the Least Recently Used and Least Frequently Used Policies", in
-    // integers. Experts remember their scores while they are not in memory. Among equals the least
-    // recently used goes; those of the batch in hand go after all others.
+    // Gives up the one with the lowest score of expert_score.h, among equals the least recently
+    // used; experts of the batch in hand go after all others, in the order of use. What
+    // expert_cache.h does, exactly.
     Q3_POLICY_LRFU,
     // Knows the future: of what was there and what was read, keeps what is needed soonest. No
     // policy has more hits. Belady 1966, "A Study of Replacement Algorithms for a Virtual-Storage
@@ -24,8 +22,6 @@ typedef enum q3_policy {
     Q3_POLICY_OPTIMAL,
     Q3_POLICIES
 } q3_policy;
-
-enum { Q3_SCORE_FADE = 5 };
 
 const char *q3_policy_name(q3_policy policy); // "lru", "lrfu", "optimal"
 

@@ -127,8 +127,11 @@ static bool replay(replaying *r, const char *const *arguments, q3_error *err)
     q3_engine_options options;
     if (q3_options.memory && q3_options.slots)
         return q3_fail(err, Q3_USAGE, "expected one of --memory and --slots");
-    if (!q3_engine_options_given(&options, err) ||
-        !q3_opened_create(arguments[0], &options, &r->opened, err) ||
+    if (!q3_engine_options_given(&options, err))
+        return false;
+    // What the budget leaves for experts where text is generated.
+    options.tokenizer = true;
+    if (!q3_opened_create(arguments[0], &options, &r->opened, err) ||
         !q3_open_trace(&r->opened.model.set, arguments[1], &r->trace, err) ||
         !(r->slots = q3_alloc(r->trace.layers, sizeof *r->slots, err)) || !run_rows(r, err))
         return false;
