@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { DEFAULT_READERS = 4 };
-
 struct q3_engine {
     q3_opened opened;
     q3_expert_cache *experts;
@@ -33,7 +31,7 @@ static bool choose_io(q3_engine *engine, const q3_engine_options *options, q3_er
     static const double probe_seconds = 0.4;
     q3_engine_info *info = &engine->opened.info;
     info->io = options->io == Q3_IO_AUTO ? Q3_IO_BUFFERED : options->io;
-    info->readers = options->readers ? options->readers : DEFAULT_READERS;
+    info->readers = options->readers ? options->readers : Q3_READERS_DEFAULT;
     if ((options->io != Q3_IO_AUTO && options->readers) || q3_opened_all_fits(&engine->opened))
         return true;
     q3_disk_probe probe;

@@ -362,6 +362,22 @@ static const q3_option bench_options[] = {
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
 };
 
+static const q3_option plan_options[] = {
+    {.name = "slots",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "LIST",
+     .target = &O.slots,
+     .help = "also tell of so many slots for experts in each layer; the default is 8,16,32,64,128"},
+    {.name = "trace",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.trace,
+     .help = "find the hits in this trace; the default is an estimate"},
+    ENGINE_OPTIONS,
+    POOL_OPTIONS,
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+};
+
 static const q3_option replay_options[] = {
     {.name = "slots",
      .kind = Q3_OPTION_TEXT,
@@ -477,6 +493,12 @@ static const q3_command commands[] = {
      .options = bench_options,
      .option_count = COUNT(bench_options),
      .run = q3_command_bench},
+    {.name = "plan",
+     .arguments = "PACK",
+     .summary = "Tells what fits into memory and how fast that can be, before weights are read.",
+     .options = plan_options,
+     .option_count = COUNT(plan_options),
+     .run = q3_command_plan},
     {.name = "replay",
      .arguments = "PACK TRACE",
      .summary = "Tells what caches of experts would have done with a recorded trace.",

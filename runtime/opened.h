@@ -9,6 +9,8 @@
 #include "budget.h"
 #include "probe.h"
 
+enum { Q3_READERS_DEFAULT = 4 };
+
 typedef struct q3_opened {
     q3_team team;
     q3_model model;

@@ -57,6 +57,7 @@ int q3_command_score(const char *const *arguments);
 int q3_command_profile(const char *const *arguments);
 int q3_command_ladder(const char *const *arguments);
 int q3_command_bench(const char *const *arguments);
+int q3_command_plan(const char *const *arguments);
 int q3_command_replay(const char *const *arguments);
 
 // ---- an open pack ----
