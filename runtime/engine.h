@@ -15,18 +15,13 @@
 #define Q3_RUNTIME_ENGINE_H
 
 #include "base/error.h"
+#include "io_mode.h"
 #include "model/config.h"
 #include "set.h"
+#include "trace.h"
 
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
-
-// Through the page cache, or around it (O_DIRECT).
-typedef enum q3_engine_io {
-    Q3_ENGINE_IO_AUTO,
-    Q3_ENGINE_IO_BUFFERED,
-    Q3_ENGINE_IO_DIRECT
-} q3_engine_io;
 
 // The form of weights in memory (see model.h): plain where all of them fit the budget so, else
 // stored; or one of these whatever fits.
@@ -43,11 +38,15 @@ typedef struct q3_engine_options {
     uint64_t memory;      // budget in bytes for all that the process needs; 0: all the experts if
                           // three quarters of the available memory take them, else what these take
     uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
+    bool tokenizer;       // the caller opens the pack's tokenizer and a sampler, counted too
     uint32_t batch;       // tokens that go through the layers together; 0: 512
     bool narrow_kv;       // keys and values in bf16 instead of float32
     q3_engine_weights weights;
-    q3_engine_io io;  // how experts are read
-    unsigned readers; // threads that read experts while others compute; 0: 4
+    // How experts are read, and by how many threads while others compute. What is left open
+    // (Q3_IO_AUTO, 0) is decided by a probe of the disk at the start, half a second long, when the
+    // budget does not hold all experts; else they are read through the page cache by 4 threads.
+    q3_io_mode io;
+    unsigned readers;
     const char *pool; // a pool file (see pool/pool.h), or NULL
     // The pool's experts are preferred, by a bias added to their logits for the choice, and the
     // others the pack holds are allowed as well. Needs a pool.
@@ -66,7 +65,7 @@ bool q3_engine_open(const char *directory, const q3_engine_options *options, q3_
 void q3_engine_close(q3_engine *engine); // after its sessions; NULL is fine
 
 // Where the memory goes, in bytes. `process` is what a program takes beside the engine: its code,
-// the tokenizer, the description of the pack.
+// the tokenizer if it has one, the description of the pack.
 typedef struct q3_memory_plan {
     uint64_t process, dense, embedding, kv_cache, scratch, experts;
     uint64_t total;   // the sum
@@ -87,6 +86,9 @@ typedef struct q3_engine_info {
     uint64_t pool_experts;         // held, and in the pool: those that may be chosen, or that are
                                    // preferred
     uint32_t slots_min, slots_max; // expert slots a layer
+    q3_io_mode io;                 // how experts are read, never Q3_IO_AUTO
+    unsigned readers;              // threads that read them
+    bool io_probed;                // a probe has decided that, as far as it was left open
     q3_memory_plan memory;
 } q3_engine_info;
 
@@ -129,6 +131,10 @@ const double *q3_engine_outside(const q3_engine *engine);
 // they were. A pool of which the pack
 // has no expert in some layer is Q3_INCOMPLETE, and the pool is as before.
 bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err);
+
+// Records the experts chosen in all feeds from now on; NULL ends that. The trace stays the
+// caller's.
+void q3_engine_set_trace(q3_engine *engine, q3_trace_writer *trace);
 
 // ---- sessions ----
 

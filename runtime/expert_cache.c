@@ -2,6 +2,7 @@
 #include "expert_cache.h"
 
 #include "base/progress.h"
+#include "expert_score.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@ enum { EMPTY = UINT32_MAX >> 1 };
 typedef struct slot {
     q3_expert expert;  // .number is EMPTY when it holds none that may be used
     uint64_t last_use; // 0: never
+    uint64_t visit;    // the last one that used it
     bool busy;         // being read into, or about to be visited
     uint8_t *memory;
 } slot;
@@ -19,6 +21,7 @@ typedef struct slot {
 typedef struct layer_set {
     slot *slots;
     uint32_t count;
+    uint32_t *scores; // [expert]
 } layer_set;
 
 // An expert that is being read. Those of a visit are numbered in the order in which they were
@@ -36,9 +39,10 @@ struct q3_expert_cache {
     const q3_model *model;
     bool direct;
     layer_set *layers;
-    slot *slots; // of all layers
+    slot *slots;      // of all layers
+    uint32_t *scores; // of all layers
     q3_region memory;
-    uint64_t uses;
+    uint64_t uses, visits;
     q3_expert_counts counts;
     // For one visit: an entry an expert of the model.
     q3_expert *group;
@@ -172,6 +176,8 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
     bool ok =
         (cache->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *cache->layers, err)) &&
         (cache->slots = q3_alloc_zeroed(total, sizeof *cache->slots, err)) &&
+        (cache->scores = q3_alloc_zeroed((size_t)config->num_hidden_layers * config->num_experts,
+                                         sizeof *cache->scores, err)) &&
         (cache->group = q3_alloc_zeroed(config->num_experts, sizeof *cache->group, err)) &&
         (cache->group_slots =
              q3_alloc_zeroed(config->num_experts, sizeof *cache->group_slots, err)) &&
@@ -184,7 +190,9 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
     }
     slot *next = cache->slots;
     for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
-        cache->layers[i] = (layer_set){.slots = next, .count = slots[i]};
+        cache->layers[i] = (layer_set){.slots = next,
+                                       .count = slots[i],
+                                       .scores = cache->scores + (size_t)i * config->num_experts};
         for (uint32_t j = 0; j < slots[i]; j++, next++)
             *next = (slot){.expert = {.number = EMPTY},
                            .memory = q3_region_take(&cache->memory, slot_bytes[i])};
@@ -204,6 +212,7 @@ void q3_expert_cache_destroy(q3_expert_cache *cache)
     q3_region_destroy(&cache->memory);
     free(cache->layers);
     free(cache->slots);
+    free(cache->scores);
     free(cache->group);
     free(cache->group_slots);
     free(cache->loads);
@@ -226,14 +235,32 @@ static slot *find_slot(const layer_set *set, uint32_t expert)
     return NULL;
 }
 
-// The slot to be given up, or NULL when all are in use.
-static slot *find_oldest(const layer_set *set)
+// Is `a` to be given up rather than `b`? What this visit has used goes last and in the order of
+// use: which of it is busy depends on the readers' pace, and the choice must not.
+static bool goes_before(const layer_set *set, uint64_t visit, const slot *a, const slot *b)
 {
-    slot *oldest = NULL;
-    for (uint32_t i = 0; i < set->count; i++)
-        if (!set->slots[i].busy && (!oldest || set->slots[i].last_use < oldest->last_use))
-            oldest = &set->slots[i];
-    return oldest;
+    const bool a_now = a->visit == visit, b_now = b->visit == visit;
+    if (a_now != b_now)
+        return b_now;
+    if (!a_now && set->scores[a->expert.number] != set->scores[b->expert.number])
+        return set->scores[a->expert.number] < set->scores[b->expert.number];
+    return a->last_use < b->last_use;
+}
+
+// The slot to be given up, an empty one if there is, or NULL when all are in use.
+static slot *find_slot_to_fill(const layer_set *set, uint64_t visit)
+{
+    slot *worst = NULL;
+    for (uint32_t i = 0; i < set->count; i++) {
+        slot *other = &set->slots[i];
+        if (other->busy)
+            continue;
+        if (other->expert.number == EMPTY)
+            return other;
+        if (!worst || goes_before(set, visit, other, worst))
+            worst = other;
+    }
+    return worst;
 }
 
 // One call of q3_expert_cache_visit.
@@ -248,6 +275,7 @@ typedef struct visiting {
 static void add_to_group(visiting *v, slot *from)
 {
     from->last_use = ++v->cache->uses;
+    from->visit = v->cache->visits;
     from->busy = true;
     v->cache->group_slots[v->in_group] = from;
     v->cache->group[v->in_group++] = from->expert;
@@ -260,7 +288,7 @@ static void ask(visiting *v)
     slot *to;
     const uint32_t before = v->asked;
     pthread_mutex_lock(&cache->lock);
-    while (v->asked < v->missing && (to = find_oldest(v->set))) {
+    while (v->asked < v->missing && (to = find_slot_to_fill(v->set, cache->visits))) {
         // Until it is read whole, the slot holds nothing that anybody could find.
         to->expert.number = EMPTY;
         to->busy = true;
@@ -336,7 +364,10 @@ bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_
                            uint32_t count, q3_expert_visit *visit, void *context, q3_error *err)
 {
     visiting v = {.cache = cache, .set = &cache->layers[layer]};
+    cache->visits++;
+    q3_scores_fade(v.set->scores, cache->model->config->num_experts);
     for (uint32_t i = 0; i < count; i++) {
+        q3_score_use(&v.set->scores[experts[i]]);
         slot *resident = find_slot(v.set, experts[i]);
         if (resident)
             add_to_group(&v, resident);

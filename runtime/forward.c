@@ -696,6 +696,8 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
                 (uint64_t)run->count * config->num_experts * top_k);
     q3_routing_count(f->routing, run->layer, s->outside, run->count);
     show_routes(run, observer);
+    if (f->trace)
+        q3_trace_add(f->trace, s->chosen, s->chosen_count);
     const uint32_t needed = sort_choices(run);
     if (!q3_expert_cache_visit(f->experts, run->layer, s->needed, needed, visit_group, run, err))
         return false;
@@ -728,6 +730,8 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
     if (!q3_embedding_rows(forward->embedding, ids, count, forward->team, forward->scratch->hidden,
                            err))
         return false;
+    if (forward->trace)
+        q3_trace_begin(forward->trace, start, count);
     show_hidden(&run, observer, last, 0);
     q3_team_run(forward->team, angle_task, &run, count, (uint64_t)count * config->head_dim * 16);
     for (run.layer = 0; run.layer < config->num_hidden_layers; run.layer++) {

@@ -15,6 +15,7 @@
 #include "kv_cache.h"
 #include "routing.h"
 #include "team.h"
+#include "trace.h"
 
 enum {
     Q3_BATCH_TOKENS = 512, // tokens a batch, unless something else is asked for
@@ -33,6 +34,7 @@ typedef struct q3_forward {
     const q3_team *team;
     const q3_kernels *kernels;
     q3_scratch *scratch;
+    q3_trace_writer *trace; // where choices of experts are recorded, or NULL
 } q3_forward;
 
 // What the buffers are for: batches of up to `batch` (or `context`, if less) tokens.

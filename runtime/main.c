@@ -59,7 +59,8 @@
          .target = &O.readers,                                                                     \
          .min = 1,                                                                                 \
          .max = Q3_READERS_MAX,                                                                    \
-         .help = "threads that read experts while others compute; the default is 4"},              \
+         .help = "threads that read experts while others compute; the default is chosen as "       \
+                 "with --io, or 4"},                                                               \
         {.name = "context",                                                                        \
          .letter = 'c',                                                                            \
          .kind = Q3_OPTION_NUMBER,                                                                 \
@@ -114,6 +115,12 @@
         .name = "stats", .kind = Q3_OPTION_CHOICE, .value_name = "text|json", .target = &O.stats,  \
         .help = "print speed, expert hits and misses, bytes read, memory, a hash of the answer's " \
                 "ids and what the router wanted outside the pool to standard error"                \
+    }
+
+#define TRACE_OPTION                                                                       \
+    {                                                                                      \
+        .name = "trace", .kind = Q3_OPTION_TEXT, .value_name = "FILE", .target = &O.trace, \
+        .help = "record which experts are chosen for every token, for plan and replay"     \
     }
 
 #define IDS_OPTION                                                                     \
@@ -204,6 +211,7 @@ static const q3_option generate_options[] = {
     ANSWER_OPTIONS,
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    TRACE_OPTION,
     STATS_OPTION,
     WARNING_OPTION,
     {.name = "json",
@@ -213,8 +221,8 @@ static const q3_option generate_options[] = {
              "the text"},
 };
 
-static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, POOL_OPTIONS, STATS_OPTION,
-                                         WARNING_OPTION};
+static const q3_option chat_options[] = {ANSWER_OPTIONS, ENGINE_OPTIONS, POOL_OPTIONS,
+                                         TRACE_OPTION,   STATS_OPTION,   WARNING_OPTION};
 
 static const q3_option tokenize_options[] = {
     {.name = "text",
@@ -253,6 +261,7 @@ static const q3_option score_options[] = {
              "is all"},
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    TRACE_OPTION,
     STATS_OPTION,
     WARNING_OPTION,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
@@ -355,6 +364,43 @@ static const q3_option bench_options[] = {
      .help = "of the token ids"},
     ENGINE_OPTIONS,
     POOL_OPTIONS,
+    TRACE_OPTION,
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+};
+
+static const q3_option plan_options[] = {
+    {.name = "slots",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "LIST",
+     .target = &O.slots,
+     .help = "also tell of so many slots for experts in each layer; the default is 8,16,32,64,128"},
+    {.name = "trace",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "FILE",
+     .target = &O.trace,
+     .help = "find the hits in this trace; the default is an estimate"},
+    ENGINE_OPTIONS,
+    POOL_OPTIONS,
+    {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
+};
+
+static const q3_option replay_options[] = {
+    {.name = "slots",
+     .kind = Q3_OPTION_TEXT,
+     .value_name = "LIST",
+     .target = &O.slots,
+     .help = "slots for experts in each layer; the default is " Q3_REPLAY_SLOTS
+             ", or with --memory what the budget leaves"},
+    {.name = "step",
+     .kind = Q3_OPTION_NUMBER,
+     .value_name = "N",
+     .target = &O.step,
+     .min = 1,
+     .max = 1 << 24,
+     .help = "as if so many tokens had gone through the model together; the default is as they "
+             "did"},
+    ENGINE_OPTIONS,
+    POOL_OPTIONS,
     {.name = "json", .kind = Q3_OPTION_FLAG, .target = &O.json, .help = "print JSON"},
 };
 
@@ -453,6 +499,18 @@ static const q3_command commands[] = {
      .options = bench_options,
      .option_count = COUNT(bench_options),
      .run = q3_command_bench},
+    {.name = "plan",
+     .arguments = "PACK",
+     .summary = "Tells what fits into memory and how fast that can be, before weights are read.",
+     .options = plan_options,
+     .option_count = COUNT(plan_options),
+     .run = q3_command_plan},
+    {.name = "replay",
+     .arguments = "PACK TRACE",
+     .summary = "Tells what caches of experts would have done with a recorded trace.",
+     .options = replay_options,
+     .option_count = COUNT(replay_options),
+     .run = q3_command_replay},
     {.name = "ladder",
      .arguments = "PACK",
      .summary = "Measures what the model loses on a text with pools of several sizes.",

@@ -90,14 +90,10 @@ bool q3_probe_memory(q3_workers *workers, uint64_t bytes, double seconds, q3_mem
 
 // ---- disk ----
 
-const char *q3_io_mode_name(q3_io_mode mode)
-{
-    return mode == Q3_IO_DIRECT ? "direct" : "buffered";
-}
-
 enum {
-    PIECE = 4 << 20, // bytes of a read
-    PAGE = 4096,     // what direct reads are aligned to
+    PIECE_MAX = 4 << 20, // bytes of a read
+    PAGE = 4096,         // what direct reads are aligned to
+    MODES = 2,
 };
 
 typedef struct disk_run {
@@ -107,6 +103,7 @@ typedef struct disk_run {
     q3_io_mode mode;
     double end;
     uint8_t *buffers; // a piece for each reader
+    size_t piece;     // bytes of a read
     pthread_mutex_t lock;
     // Under the lock:
     uint64_t bytes;
@@ -144,7 +141,7 @@ static double cached_share(int fd, uint64_t size)
 static bool read_pieces(const disk_run *run, int fd, uint8_t *buffer, uint64_t *bytes)
 {
     for (*bytes = 0; *bytes == 0 || q3_now() < run->end;) {
-        const ssize_t got = pread(fd, buffer, PIECE, (off_t)*bytes);
+        const ssize_t got = pread(fd, buffer, run->piece, (off_t)*bytes);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -208,7 +205,7 @@ static void read_files(void *context, uint32_t index, unsigned worker)
     do {
         const uint64_t file = atomic_fetch_add(run->next, 1) % run->sample->count;
         if (!read_file(run, run->sample->paths[run->order[file]],
-                       run->buffers + (size_t)worker * PIECE))
+                       run->buffers + worker * run->piece))
             return;
     } while (q3_now() < run->end);
 }
@@ -262,7 +259,10 @@ bool q3_probe_disk(const q3_disk_sample *sample, q3_disk_probe *probe, q3_error 
     uint32_t *order = q3_alloc(sample->count, sizeof *order, err);
     if (!order)
         return false;
-    bool ok = q3_region_create((uint64_t)Q3_PROBE_READERS_MAX * PIECE, &buffers, err);
+    const uint64_t largest = sample->file_bytes / PAGE * PAGE + PAGE;
+    const size_t piece =
+        sample->file_bytes && largest < PIECE_MAX ? (size_t)largest : (size_t)PIECE_MAX;
+    bool ok = q3_region_create(Q3_PROBE_READERS_MAX * piece, &buffers, err);
     if (!ok) {
         free(order);
         return false;
@@ -272,26 +272,27 @@ bool q3_probe_disk(const q3_disk_sample *sample, q3_disk_probe *probe, q3_error 
         .sample = sample,
         .order = order,
         .next = &next,
-        .buffers = q3_region_take(&buffers, (uint64_t)Q3_PROBE_READERS_MAX * PIECE),
+        .buffers = q3_region_take(&buffers, Q3_PROBE_READERS_MAX * piece),
+        .piece = piece,
     };
     // The pages are there before the first read is timed.
-    memset(run.buffers, 0, (size_t)Q3_PROBE_READERS_MAX * PIECE);
+    memset(run.buffers, 0, Q3_PROBE_READERS_MAX * piece);
     ok = q3_workers_create(Q3_PROBE_READERS_MAX, &workers, err);
-    const double seconds = sample->seconds / (Q3_IO_MODES * Q3_PROBE_READERS);
+    const double seconds = sample->seconds / (MODES * Q3_PROBE_READERS);
     bool refused = false;
     // Direct first: buffered reads leave pages behind.
     for (unsigned step = 0; ok && !refused && step < Q3_PROBE_READERS; step++) {
         disk_run direct = run;
         direct.mode = Q3_IO_DIRECT;
-        ok = measure(direct, workers, q3_probe_readers(step), seconds,
-                     &probe->rates[Q3_IO_DIRECT][step], &refused, err);
+        ok = measure(direct, workers, q3_probe_readers(step), seconds, &probe->direct[step],
+                     &refused, err);
     }
     probe->direct_works = ok && !refused;
     if (refused)
-        memset(probe->rates[Q3_IO_DIRECT], 0, sizeof probe->rates[Q3_IO_DIRECT]);
+        memset(probe->direct, 0, sizeof probe->direct);
     for (unsigned step = 0; ok && step < Q3_PROBE_READERS; step++)
-        ok = measure(run, workers, q3_probe_readers(step), seconds,
-                     &probe->rates[Q3_IO_BUFFERED][step], &refused, err);
+        ok = measure(run, workers, q3_probe_readers(step), seconds, &probe->buffered[step],
+                     &refused, err);
     q3_workers_destroy(workers);
     q3_region_destroy(&buffers);
     free(order);
@@ -310,26 +311,51 @@ static double best_rate(const q3_disk_rate rates[Q3_PROBE_READERS])
     return best;
 }
 
-q3_io_choice q3_choose_io(const q3_disk_probe *probe, uint64_t expert_bytes, uint64_t cache_bytes)
+// Direct reads come from the disk whatever the page cache holds.
+static void copy_direct(const q3_disk_probe *probe, q3_disk_rate rates[Q3_PROBE_READERS])
 {
-    // Direct reads come from the disk whatever the page cache holds.
-    q3_disk_rate direct_rates[Q3_PROBE_READERS];
-    memcpy(direct_rates, probe->rates[Q3_IO_DIRECT], sizeof direct_rates);
+    memcpy(rates, probe->direct, sizeof probe->direct);
     for (unsigned i = 0; i < Q3_PROBE_READERS; i++)
-        direct_rates[i].cached = 0;
-    const double buffered = best_rate(probe->rates[Q3_IO_BUFFERED]);
+        rates[i].cached = 0;
+}
+
+static bool prefer_direct(double buffered, double direct, uint64_t expert_bytes,
+                          uint64_t cache_bytes)
+{
+    if (direct == 0 || cache_bytes >= expert_bytes)
+        return false;
+    const double missed = 1 - (double)cache_bytes / (double)expert_bytes;
+    return buffered > 0 ? direct * missed > 1.1 * buffered : missed > 0.5;
+}
+
+q3_io_choice q3_choose_io(const q3_disk_probe *probe, q3_io_mode wanted, uint64_t expert_bytes,
+                          uint64_t cache_bytes)
+{
+    q3_disk_rate direct_rates[Q3_PROBE_READERS];
+    copy_direct(probe, direct_rates);
+    const double buffered = best_rate(probe->buffered);
     const double direct = probe->direct_works ? best_rate(direct_rates) : 0;
-    q3_io_choice choice = {.mode = Q3_IO_BUFFERED, .readers = 4};
-    if (direct > 0 && cache_bytes < expert_bytes) {
-        const double missed = 1 - (double)cache_bytes / (double)expert_bytes;
-        const bool pays = buffered > 0 ? direct * missed > 1.1 * buffered : missed > 0.5;
-        choice.mode = pays ? Q3_IO_DIRECT : Q3_IO_BUFFERED;
-    }
-    const q3_disk_rate *rates =
-        choice.mode == Q3_IO_DIRECT ? direct_rates : probe->rates[Q3_IO_BUFFERED];
+    q3_io_choice choice = {.mode = wanted, .readers = 4};
+    if (wanted == Q3_IO_AUTO)
+        choice.mode = prefer_direct(buffered, direct, expert_bytes, cache_bytes) ? Q3_IO_DIRECT
+                                                                                 : Q3_IO_BUFFERED;
+    const q3_disk_rate *rates = choice.mode == Q3_IO_DIRECT ? direct_rates : probe->buffered;
     choice.bytes_per_second = best_rate(rates);
     for (unsigned i = Q3_PROBE_READERS; choice.bytes_per_second > 0 && i-- > 0;)
         if (rates[i].cached <= 0.1 && rates[i].bytes_per_second >= 0.95 * choice.bytes_per_second)
             choice.readers = q3_probe_readers(i);
     return choice;
+}
+
+double q3_disk_speed(const q3_disk_probe *probe, bool *cached)
+{
+    q3_disk_rate direct_rates[Q3_PROBE_READERS];
+    copy_direct(probe, direct_rates);
+    const double direct = best_rate(direct_rates), buffered = best_rate(probe->buffered);
+    double best = direct > buffered ? direct : buffered;
+    *cached = best == 0;
+    for (unsigned i = 0; *cached && i < Q3_PROBE_READERS; i++)
+        if (probe->buffered[i].bytes_per_second > best)
+            best = probe->buffered[i].bytes_per_second;
+    return best;
 }

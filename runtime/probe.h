@@ -7,6 +7,7 @@
 #define Q3_RUNTIME_PROBE_H
 
 #include "base/workers.h"
+#include "io_mode.h"
 
 // ---- memory ----
 
@@ -27,11 +28,6 @@ bool q3_probe_memory(q3_workers *workers, uint64_t bytes, double seconds, q3_mem
 
 // ---- disk ----
 
-// How files are read: through the page cache, or past it (O_DIRECT), which file systems may refuse.
-typedef enum q3_io_mode { Q3_IO_BUFFERED, Q3_IO_DIRECT, Q3_IO_MODES } q3_io_mode;
-
-const char *q3_io_mode_name(q3_io_mode mode); // "buffered", "direct"
-
 // Numbers of concurrent readers that are tried: 1, 2, 4, 8.
 enum { Q3_PROBE_READERS = 4, Q3_PROBE_READERS_MAX = 8 };
 static inline unsigned q3_probe_readers(unsigned step)
@@ -49,32 +45,34 @@ typedef struct q3_disk_rate {
 
 typedef struct q3_disk_probe {
     bool direct_works; // the file system takes O_DIRECT
-    q3_disk_rate rates[Q3_IO_MODES][Q3_PROBE_READERS];
+    q3_disk_rate buffered[Q3_PROBE_READERS], direct[Q3_PROBE_READERS];
 } q3_disk_probe;
 
 typedef struct q3_disk_sample {
     const char *const *paths; // files to choose from, best all of a size
     size_t count;
-    double seconds; // for all the rates together
-    bool drop;      // take each file out of the page cache before reading it, for a cold figure
-    uint64_t seed;  // of the order in which the files are read
+    uint64_t file_bytes; // of the largest; 0 when that is not known
+    double seconds;      // for all the rates together
+    bool drop;     // take each file out of the page cache before reading it, for a cold figure
+    uint64_t seed; // of the order in which the files are read
 } q3_disk_sample;
 
-// Reads files in a random order, each as a whole, with every mode and number of readers. No file is
-// read twice before all have been; nothing is dropped from the page cache unless asked for, and
-// then only the files that are read.
+// Reads files in a random order, each as a whole, with both modes and every number of readers. No
+// file is read twice before all have been; nothing is dropped from the page cache unless asked for,
+// and then only the files that are read.
 bool q3_probe_disk(const q3_disk_sample *sample, q3_disk_probe *probe, q3_error *err);
 
 // ---- the rule ----
 
 typedef struct q3_io_choice {
-    q3_io_mode mode;
+    q3_io_mode mode; // not Q3_IO_AUTO
     unsigned readers;
     double bytes_per_second; // to be expected of the disk; 0 when the probe has not seen it
 } q3_io_choice;
 
 // How to read experts of `expert_bytes` in all when the page cache can hold `cache_bytes` of them
-// (memory that is available beyond the budget).
+// (memory that is available beyond the budget). A mode that is wanted is taken; with Q3_IO_AUTO
+// this decides:
 //
 // A share h = cache_bytes / expert_bytes (1 at most) of the reads will be served by the page cache,
 // if it is used. So buffered reads go at their measured rate B / (1 - h), and direct ones at their
@@ -83,6 +81,11 @@ typedef struct q3_io_choice {
 // tenth of its bytes was cached; where B was never seen like that, direct is chosen when h is below
 // one half. The number of readers is the smallest that reaches 0.95 of the mode's best rate; 4 when
 // none was measured.
-q3_io_choice q3_choose_io(const q3_disk_probe *probe, uint64_t expert_bytes, uint64_t cache_bytes);
+q3_io_choice q3_choose_io(const q3_disk_probe *probe, q3_io_mode wanted, uint64_t expert_bytes,
+                          uint64_t cache_bytes);
+
+// What the disk gives, by the best rate of either mode that is the disk's; when none was, the best
+// rate of all, and *cached says that it is the page cache's.
+double q3_disk_speed(const q3_disk_probe *probe, bool *cached);
 
 #endif

@@ -4,6 +4,7 @@
 // random ids, then random ids one by one, each several times, beside what memory gives.
 #include "cli.h"
 
+#include "base/limits.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "probe.h"
@@ -50,6 +51,7 @@ typedef struct bench {
     q3_loaded loaded;
     uint32_t *ids; // as many as the longest feed takes
     series prefill, decode;
+    uint64_t peak; // bytes of memory that the measurements took
 } bench;
 
 static void draw_ids(bench *b, uint64_t count, uint64_t *state)
@@ -167,11 +169,14 @@ static bool say(const bench *b, double probed, q3_error *err)
 {
     const q3_engine_info *info = q3_engine_describe(b->loaded.engine);
     if (!q3_options.json) {
-        char memory[Q3_GROUPED_MAX];
-        printf("%s, %u threads, %s weights, %" PRIu32 " slots a layer, %s bytes of memory, "
-               "memory reads %.2f GB/s\n",
+        char planned[Q3_GROUPED_MAX], peak[Q3_GROUPED_MAX];
+        printf("%s, %u threads, %s weights, %" PRIu32
+               " slots a layer, %s reading by %u, memory reads %.2f "
+               "GB/s\n",
                info->kernels, info->threads, info->plain ? "plain" : "stored", info->slots_min,
-               q3_grouped(info->memory.total, memory), probed / 1e9);
+               q3_io_mode_name(info->io), info->readers, probed / 1e9);
+        printf("%s bytes of memory planned, %s taken at most\n",
+               q3_grouped(info->memory.total, planned), q3_grouped(b->peak, peak));
         printf("%-14s %9s %9s %9s %8s %8s %9s\n", "", "tokens/s", "slowest", "fastest", "GB/s",
                "of reads", "misses/t");
         say_text(&b->prefill, probed);
@@ -184,7 +189,11 @@ static bool say(const bench *b, double probed, q3_error *err)
     q3_json_put_u64(&json, "threads", info->threads);
     q3_json_put_string(&json, "weights", info->plain ? "plain" : "stored");
     q3_json_put_u64(&json, "expert_slots_a_layer", info->slots_min);
-    q3_json_put_u64(&json, "memory_bytes", info->memory.total);
+    q3_json_put_string(&json, "io", q3_io_mode_name(info->io));
+    q3_json_put_u64(&json, "readers", info->readers);
+    q3_json_put_u64(&json, "memory_budget", info->memory.budget);
+    q3_json_put_u64(&json, "memory_planned", info->memory.total);
+    q3_json_put_u64(&json, "memory_peak", b->peak);
     q3_json_put_u64(&json, "depth", q3_options.bench_depth);
     q3_json_put_u64(&json, "repetitions", q3_options.repetitions);
     q3_json_put_double(&json, "memory_bytes_per_second", probed);
@@ -195,8 +204,10 @@ static bool say(const bench *b, double probed, q3_error *err)
 }
 
 // What the engine's threads can read from memory.
-static bool probe(const bench *b, double *probed, q3_error *err)
+static bool probe(bench *b, double *probed, q3_error *err)
 {
+    // The probe's own buffer does not count.
+    b->peak = q3_memory_used().peak;
     q3_workers *workers;
     q3_memory_probe result;
     if (!q3_workers_create(q3_engine_describe(b->loaded.engine)->threads, &workers, err))
@@ -235,7 +246,7 @@ int q3_command_bench(const char *const *arguments)
 {
     q3_error err;
     bench b = {0};
-    const bool ok = run(&b, arguments[0], &err);
+    const bool ok = q3_loaded_end_trace(&b.loaded, run(&b, arguments[0], &err), &err);
     free(b.ids);
     free_series(&b.prefill);
     free_series(&b.decode);

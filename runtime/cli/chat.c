@@ -148,8 +148,9 @@ int q3_command_chat(const char *const *arguments)
 {
     q3_error err;
     conversation c = {.terminal = isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)};
-    const bool ok = q3_check_stops(&err) && q3_loaded_open(arguments[0], true, &c.loaded, &err) &&
-                    converse(&c, &err);
+    bool ok = q3_check_stops(&err) && q3_loaded_open(arguments[0], true, &c.loaded, &err) &&
+              converse(&c, &err);
+    ok = q3_loaded_end_trace(&c.loaded, ok, &err);
     if (ok)
         q3_warn_of_pool(&c.loaded);
     q3_ids_free(&c.turn);

@@ -11,6 +11,9 @@
 #include "generation.h"
 #include "sampler.h"
 
+// Slots a layer that are looked at unless others are asked for.
+#define Q3_REPLAY_SLOTS "8,12,16,24,32,48,64,96,128"
+
 // The command line, filled by the option tables of main.c.
 typedef struct q3_run_options {
     // the engine
@@ -38,6 +41,7 @@ typedef struct q3_run_options {
     bool compare_rules;
     // measurements
     uint64_t bench_prompt, bench_tokens, bench_depth, repetitions;
+    const char *trace, *slots;
     // output
     const char *stats;
     bool json, json_lines, decode;
@@ -54,6 +58,8 @@ int q3_command_score(const char *const *arguments);
 int q3_command_profile(const char *const *arguments);
 int q3_command_ladder(const char *const *arguments);
 int q3_command_bench(const char *const *arguments);
+int q3_command_plan(const char *const *arguments);
+int q3_command_replay(const char *const *arguments);
 
 // ---- an open pack ----
 
@@ -63,6 +69,7 @@ typedef struct q3_loaded {
     q3_tokenizer *tokenizer;
     q3_sampler *sampler;
     q3_ids stop_ids;
+    q3_trace_writer *trace; // NULL without --trace
     double seconds;         // that opening took
     double *outside_before; // q3_engine_outside when the answer in hand began
 } q3_loaded;
@@ -74,12 +81,25 @@ bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *
 // many rows of logits.
 bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
                         q3_loaded *loaded, q3_error *err);
+// Ends what --trace records: publishes it when the command has done its work or was interrupted, as
+// `done` and the error tell. Returns whether the command is done.
+bool q3_loaded_end_trace(q3_loaded *loaded, bool done, q3_error *err);
 void q3_loaded_close(q3_loaded *loaded); // a zeroed one is fine
+// What the options say about the engine.
+bool q3_engine_options_given(q3_engine_options *options, q3_error *err);
 
 // Ids from "1 2 3" (blanks or commas between them). None at all is Q3_USAGE.
 bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err);
+// Numbers from 1 to `most`, at most Q3_SIZES_MAX of them, from a list such as "8,16,32". Without a
+// list those of the default that are not above `most`. `option` is what messages call it.
+enum { Q3_SIZES_MAX = 64 };
+bool q3_parse_sizes(const char *option, const char *list, const char *default_list, uint32_t most,
+                    uint32_t sizes[Q3_SIZES_MAX], unsigned *count, q3_error *err);
 // Q3_USAGE, naming both numbers, when a prompt is longer than the session's context.
 bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err);
+
+// Reads a trace and checks that it is of the pack's model and has tokens.
+bool q3_open_trace(const q3_set *set, const char *path, q3_trace *trace, q3_error *err);
 
 // ---- texts ----
 

@@ -119,8 +119,9 @@ int q3_command_generate(const char *const *arguments)
         q3_fail(&err, Q3_USAGE, "expected one of --prompt and --ids");
         return q3_report(&err);
     }
-    const bool ok = q3_check_stops(&err) && q3_loaded_open(arguments[0], true, &loaded, &err) &&
-                    generate(&loaded, &prompt, &result, &err);
+    bool ok = q3_check_stops(&err) && q3_loaded_open(arguments[0], true, &loaded, &err) &&
+              generate(&loaded, &prompt, &result, &err);
+    ok = q3_loaded_end_trace(&loaded, ok, &err);
     if (ok)
         q3_warn_of_pool(&loaded);
     const bool interrupted = result.reason == Q3_STOP_INTERRUPTED;

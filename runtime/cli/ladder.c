@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANES = 4, STEP = 64, SIZES_MAX = 64, CHOICES_MAX = 6 };
+enum { LANES = 4, STEP = 64, CHOICES_MAX = 6 };
 
 static const char default_sizes[] = "8,16,32,48,64,96,128";
 
@@ -64,7 +64,7 @@ typedef struct ladder {
     q3_loaded loaded;
     const q3_config *config;
     q3_session *lane[LANES];
-    uint32_t sizes[SIZES_MAX];
+    uint32_t sizes[Q3_SIZES_MAX];
     unsigned size_count;
     choice choices[CHOICES_MAX];
     unsigned choice_count;
@@ -122,30 +122,6 @@ static bool read_texts(ladder *l, q3_error *err)
 }
 
 // ---- pools ----
-
-static bool parse_sizes(ladder *l, q3_error *err)
-{
-    const char *text = q3_options.sizes ? q3_options.sizes : default_sizes;
-    const uint32_t experts = l->config->num_experts;
-    for (const char *at = text; *at; at += *at == ',') {
-        const size_t length = strcspn(at, ",");
-        char word[16] = "";
-        uint64_t size;
-        memcpy(word, at, length < sizeof word ? length : sizeof word - 1);
-        at += length;
-        if (q3_options.sizes && !q3_parse_u64(word, 1, experts, &size))
-            return q3_fail(err, Q3_USAGE,
-                           "--sizes: expected numbers from 1 to %" PRIu32
-                           " such as 8,16,32, found \"%s\"",
-                           experts, text);
-        if (!q3_options.sizes && !q3_parse_u64(word, 1, experts, &size))
-            continue;
-        if (l->size_count == SIZES_MAX)
-            return q3_fail(err, Q3_USAGE, "--sizes: more than %d", SIZES_MAX);
-        l->sizes[l->size_count++] = (uint32_t)size;
-    }
-    return l->size_count || q3_fail(err, Q3_USAGE, "--sizes: none given");
-}
 
 // The shares of the first profile, and the sums of all.
 static bool read_profiles(ladder *l, q3_error *err)
@@ -506,7 +482,7 @@ static bool draw(const ladder *l, q3_error *err)
         [CHOICE_FIRST] = "the first n",
         [CHOICE_RANDOM] = "random n",
     };
-    double x[SIZES_MAX], y[CHOICES_MAX + 1][SIZES_MAX];
+    double x[Q3_SIZES_MAX], y[CHOICES_MAX + 1][Q3_SIZES_MAX];
     q3_series series[CHOICES_MAX + 1];
     const unsigned choices = l->choice_count, sizes = l->size_count;
     for (unsigned i = 0; i < sizes; i++) {
@@ -547,8 +523,9 @@ static bool draw(const ladder *l, q3_error *err)
 static bool climb(ladder *l, q3_error *err)
 {
     l->config = q3_engine_describe(l->loaded.engine)->config;
-    if (!parse_sizes(l, err) || !read_profiles(l, err) || !make_rungs(l, err) ||
-        !read_texts(l, err))
+    if (!q3_parse_sizes("--sizes", q3_options.sizes, default_sizes, l->config->num_experts,
+                        l->sizes, &l->size_count, err) ||
+        !read_profiles(l, err) || !make_rungs(l, err) || !read_texts(l, err))
         return false;
     if (!measure(l, err))
         return false;

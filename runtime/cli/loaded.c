@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/progress.h"
 #include "base/text.h"
+#include "pool/profile.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -127,23 +128,18 @@ static q3_engine_weights weights_of(const char *name)
     return name && strcmp(name, "stored") == 0 ? Q3_WEIGHTS_STORED : Q3_WEIGHTS_AUTO;
 }
 
-static q3_engine_io io_of(const char *name)
+static q3_io_mode io_of(const char *name)
 {
     if (name && strcmp(name, "direct") == 0)
-        return Q3_ENGINE_IO_DIRECT;
-    return name && strcmp(name, "buffered") == 0 ? Q3_ENGINE_IO_BUFFERED : Q3_ENGINE_IO_AUTO;
+        return Q3_IO_DIRECT;
+    return name && strcmp(name, "buffered") == 0 ? Q3_IO_BUFFERED : Q3_IO_AUTO;
 }
 
-bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
-                        q3_loaded *loaded, q3_error *err)
+bool q3_engine_options_given(q3_engine_options *options, q3_error *err)
 {
-    const double started = q3_now();
-    *loaded = (q3_loaded){0};
-    const q3_engine_options options = {
+    *options = (q3_engine_options){
         .threads = (unsigned)q3_options.threads,
         .context = (uint32_t)q3_options.context,
-        .sessions = sessions,
-        .kept_logits = kept_logits,
         .memory = q3_options.memory,
         .batch = (uint32_t)q3_options.batch,
         .readers = (unsigned)q3_options.readers,
@@ -156,11 +152,51 @@ bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32
         .router_bias = q3_options.router_bias,
         .resident_bias = (float)q3_options.prefer_resident,
     };
-    if (q3_options.prefer_pool_given && !q3_options.pool)
-        return q3_fail(err, Q3_USAGE, "--prefer-pool needs a --pool");
+    return !q3_options.prefer_pool_given || q3_options.pool ||
+           q3_fail(err, Q3_USAGE, "--prefer-pool needs a --pool");
+}
+
+static bool begin_trace(q3_loaded *loaded, q3_error *err)
+{
+    q3_hash128 model;
+    if (!q3_options.trace)
+        return true;
+    if (!q3_profile_model_hash(q3_engine_pack(loaded->engine), &model, err) ||
+        !q3_trace_create(q3_options.trace, q3_engine_describe(loaded->engine)->config, model,
+                         &loaded->trace, err))
+        return false;
+    q3_engine_set_trace(loaded->engine, loaded->trace);
+    return true;
+}
+
+bool q3_loaded_end_trace(q3_loaded *loaded, bool done, q3_error *err)
+{
+    q3_error problem;
+    q3_trace_writer *trace = loaded->trace;
+    if (!trace || (!done && err->code != Q3_INTERRUPTED))
+        return done;
+    loaded->trace = NULL;
+    q3_engine_set_trace(loaded->engine, NULL);
+    if (q3_trace_publish(trace, &problem))
+        return done;
+    *err = problem;
+    return false;
+}
+
+bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32_t kept_logits,
+                        q3_loaded *loaded, q3_error *err)
+{
+    const double started = q3_now();
+    *loaded = (q3_loaded){0};
+    q3_engine_options options;
+    if (!q3_engine_options_given(&options, err))
+        return false;
+    options.sessions = sessions;
+    options.kept_logits = kept_logits;
+    options.tokenizer = speaks;
     const bool ok = q3_engine_open(pack, &options, &loaded->engine, err) &&
                     q3_session_create(loaded->engine, &loaded->session, err) &&
-                    make_room(loaded, err) &&
+                    make_room(loaded, err) && begin_trace(loaded, err) &&
                     (!speaks || (open_tokenizer(loaded, err) && open_sampler(loaded, pack, err)));
     if (!ok) {
         q3_loaded_close(loaded);
@@ -173,6 +209,7 @@ bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32
 
 void q3_loaded_close(q3_loaded *loaded)
 {
+    q3_trace_abandon(loaded->trace);
     q3_sampler_destroy(loaded->sampler);
     q3_tokenizer_close(loaded->tokenizer);
     q3_session_destroy(loaded->session);
@@ -198,6 +235,31 @@ bool q3_parse_ids(const char *text, q3_ids *ids, q3_error *err)
         at += length;
     }
     return ids->count > before || q3_fail(err, Q3_USAGE, "no token ids given");
+}
+
+bool q3_parse_sizes(const char *option, const char *list, const char *default_list, uint32_t most,
+                    uint32_t sizes[Q3_SIZES_MAX], unsigned *count, q3_error *err)
+{
+    *count = 0;
+    for (const char *at = list ? list : default_list; *at; at += *at == ',') {
+        const size_t length = strcspn(at, ",");
+        char word[16] = "";
+        uint64_t size;
+        memcpy(word, at, length < sizeof word ? length : sizeof word - 1);
+        at += length;
+        if (!q3_parse_u64(word, 1, most, &size)) {
+            if (!list)
+                continue;
+            return q3_fail(err, Q3_USAGE,
+                           "%s: expected numbers from 1 to %" PRIu32
+                           " such as 8,16,32, found \"%s\"",
+                           option, most, list);
+        }
+        if (*count == Q3_SIZES_MAX)
+            return q3_fail(err, Q3_USAGE, "%s: more than %d", option, Q3_SIZES_MAX);
+        sizes[(*count)++] = (uint32_t)size;
+    }
+    return *count || q3_fail(err, Q3_USAGE, "%s: none given", option);
 }
 
 bool q3_check_length(const q3_loaded *loaded, const char *what, size_t count, q3_error *err)

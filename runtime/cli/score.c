@@ -123,7 +123,8 @@ int q3_command_score(const char *const *arguments)
         q3_fail(&err, Q3_USAGE, "expected one of --file and --ids");
         return q3_report(&err);
     }
-    const bool ok = q3_loaded_open(arguments[0], true, &loaded, &err) && score(&loaded, &ids, &err);
+    bool ok = q3_loaded_open(arguments[0], true, &loaded, &err) && score(&loaded, &ids, &err);
+    ok = q3_loaded_end_trace(&loaded, ok, &err);
     if (ok)
         q3_warn_of_pool(&loaded);
     q3_ids_free(&ids);

@@ -91,6 +91,9 @@ void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3
     q3_json_put_double(json, "expert_seconds", counts.expert_seconds);
     q3_json_put_u64(json, "embedding_bytes_read", counts.embedding_bytes);
     q3_json_put_u64(json, "expert_slots_a_layer", info->slots_max);
+    q3_json_put_string(json, "io", q3_io_mode_name(info->io));
+    q3_json_put_u64(json, "readers", info->readers);
+    q3_json_put_bool(json, "io_probed", info->io_probed);
     q3_json_put_u64(json, "pool_experts", info->pool_experts);
     q3_json_put_u64(json, "threads", info->threads);
     q3_json_put_u64(json, "context", info->context);
@@ -139,6 +142,8 @@ static void show_text(const q3_loaded *loaded, const q3_run_statistics *run)
             needed ? 100.0 * (double)counts.expert_hits / (double)needed : 100.0);
     fprintf(stderr, "read     %s in %.2f s\n", q3_human_bytes(counts.expert_bytes, a),
             counts.expert_seconds);
+    fprintf(stderr, "         %s, %u reader%s%s\n", q3_io_mode_name(info->io), info->readers,
+            info->readers == 1 ? "" : "s", info->io_probed ? ", as a probe of the disk says" : "");
     fprintf(stderr, "memory   %s at most, %s planned,\n", q3_human_bytes(q3_memory_used().peak, a),
             q3_human_bytes(info->memory.total, b));
     fprintf(stderr, "         %" PRIu32 " expert slots a layer\n", info->slots_max);

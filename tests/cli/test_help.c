@@ -11,7 +11,7 @@
 
 static const struct {
     const char *path, *name, *page;
-    const char *commands[8]; // none for a program without commands
+    const char *commands[16]; // none for a program without commands
 } programs[] = {
     {Q3_TEST_EXTRACT, "q3-extract", "extractor/q3-extract.1", {NULL}},
     {Q3_TEST_PACK,
@@ -22,7 +22,7 @@ static const struct {
     {Q3_TEST_RUN,
      "q3-run",
      "runtime/q3-run.1",
-     {"generate", "chat", "tokenize", "logits", "score", "profile", "ladder"}},
+     {"generate", "chat", "tokenize", "logits", "score", "profile", "bench", "ladder"}},
 };
 
 enum { PROGRAMS = sizeof programs / sizeof *programs };

@@ -43,12 +43,13 @@ static void disk(void **state)
     q3_disk_probe probe;
     for (unsigned drop = 0; drop < 2; drop++) {
         sample.drop = drop;
+        sample.file_bytes = drop ? FILE_BYTES : 0;
         if (!q3_probe_disk(&sample, &probe, &err))
             fail_msg("%s", err.message);
-        for (unsigned mode = 0; mode < Q3_IO_MODES; mode++)
+        for (unsigned direct = 0; direct < 2; direct++)
             for (unsigned i = 0; i < Q3_PROBE_READERS; i++) {
-                const q3_disk_rate *rate = &probe.rates[mode][i];
-                const bool there = mode == Q3_IO_BUFFERED || probe.direct_works;
+                const q3_disk_rate *rate = direct ? &probe.direct[i] : &probe.buffered[i];
+                const bool there = !direct || probe.direct_works;
                 // Without time, each reader reads one file, and it reads all of it.
                 assert_int_equal(rate->bytes, there ? FILE_BYTES * q3_probe_readers(i) : 0);
                 assert_true((rate->bytes_per_second > 0) == there);
@@ -78,10 +79,10 @@ static q3_disk_probe make_probe(const double buffered[Q3_PROBE_READERS], double 
 {
     q3_disk_probe probe = {.direct_works = direct != NULL};
     for (unsigned i = 0; i < Q3_PROBE_READERS; i++) {
-        probe.rates[Q3_IO_BUFFERED][i] =
+        probe.buffered[i] =
             (q3_disk_rate){.bytes_per_second = buffered[i] * 1e9, .bytes = 1, .cached = cached};
         if (direct)
-            probe.rates[Q3_IO_DIRECT][i] =
+            probe.direct[i] =
                 (q3_disk_rate){.bytes_per_second = direct[i] * 1e9, .bytes = 1, .cached = cached};
     }
     return probe;
@@ -90,7 +91,7 @@ static q3_disk_probe make_probe(const double buffered[Q3_PROBE_READERS], double 
 static void expect(q3_disk_probe probe, uint64_t experts, uint64_t cache, q3_io_mode mode,
                    unsigned readers, double gigabytes)
 {
-    const q3_io_choice choice = q3_choose_io(&probe, experts, cache);
+    const q3_io_choice choice = q3_choose_io(&probe, Q3_IO_AUTO, experts, cache);
     assert_string_equal(q3_io_mode_name(choice.mode), q3_io_mode_name(mode));
     assert_int_equal(choice.readers, readers);
     assert_true(choice.bytes_per_second == gigabytes * 1e9);

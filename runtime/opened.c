@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "opened.h"
+
+#include "base/limits.h"
+#include "base/progress.h"
+#include "expert_cache.h"
+#include "router_bias.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+
+enum { DEFAULT_CONTEXT = 4096, SAMPLE_FILES = 256 };
+
+static bool choose_context(q3_opened *opened, uint32_t wanted, q3_error *err)
+{
+    const uint32_t max = opened->model.config->max_position_embeddings;
+    if (wanted > max)
+        return q3_fail(err, Q3_REFUSED,
+                       "%s: a context of %" PRIu32 " tokens is more than the model's %" PRIu32,
+                       opened->model.set.directory, wanted, max);
+    opened->info.context = wanted ? wanted : max < DEFAULT_CONTEXT ? max : DEFAULT_CONTEXT;
+    return true;
+}
+
+// Makes the rules by which experts are chosen.
+static bool set_rules(q3_opened *opened, const q3_engine_options *options, q3_error *err)
+{
+    q3_routing *routing = &opened->routing;
+    const q3_config *config = opened->model.config;
+    if (!q3_routing_create(config, opened->model.held, routing, err))
+        return false;
+    if (options->router_bias) {
+        const size_t count = (size_t)config->num_hidden_layers * config->num_experts;
+        routing->bias = q3_alloc(count, sizeof *routing->bias, err);
+        if (!routing->bias ||
+            !q3_router_bias_load(options->router_bias, config, routing->bias, err))
+            return false;
+    }
+    routing->soft = options->soft_pool;
+    routing->pool_bias = options->pool_bias;
+    routing->resident_bias = options->resident_bias;
+    uint32_t layer;
+    return q3_routing_set_pool(routing, opened->pool.allowed, &layer) ||
+           q3_fail(err, Q3_INCOMPLETE, "layer %" PRIu32 ": %s has none of the pool's experts",
+                   layer, opened->model.set.directory);
+}
+
+// Are there experts that do not stay in memory as the pack stores them?
+static bool decodes_experts(const q3_opened *opened)
+{
+    const q3_set *set = &opened->model.set;
+    for (size_t i = 0; i < set->file_count; i++)
+        if (set->files[i].place.part == Q3_EXPERT &&
+            !opened->model.file_stays[opened->model.form][i])
+            return true;
+    return false;
+}
+
+static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
+{
+    opened->model.form = form;
+    opened->budget.dense_bytes = q3_model_dense_bytes(&opened->model);
+    opened->budget.decodes = decodes_experts(opened);
+    q3_expert_cache_slots(&opened->model, opened->model.held, opened->slot_bytes);
+    return q3_budget_make(&opened->budget, &opened->info.memory, opened->slots, err);
+}
+
+// Decoded weights are multiplied faster, so they are decoded where all of them fit; where they do
+// not, stored ones give half as many slots again.
+static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *err)
+{
+    q3_error too_small;
+    if (weights == Q3_WEIGHTS_PLAIN)
+        return make_budget(opened, Q3_FORM_PLAIN, err);
+    if (weights == Q3_WEIGHTS_AUTO && make_budget(opened, Q3_FORM_PLAIN, &too_small) &&
+        q3_opened_all_fits(opened))
+        return true;
+    return make_budget(opened, Q3_FORM_STORED, err);
+}
+
+static bool share(q3_opened *opened, const q3_engine_options *options, q3_error *err)
+{
+    const q3_config *config = opened->model.config;
+    const uint32_t layers = config->num_hidden_layers;
+    opened->slots = q3_alloc(layers, sizeof *opened->slots, err);
+    opened->slot_bytes = opened->slots ? q3_alloc(layers, sizeof *opened->slot_bytes, err) : NULL;
+    if (!opened->slot_bytes)
+        return false;
+    opened->budget = (q3_budget_request){
+        .config = config,
+        .pool_count = opened->routing.allowed,
+        .slot_bytes = opened->slot_bytes,
+        .embedding_bytes = q3_embedding_bytes(opened->embedding),
+        .pack_files = opened->model.set.file_count,
+        .scratch = {.config = config,
+                    .kernels = opened->kernels,
+                    .context = opened->info.context,
+                    .batch = opened->info.batch,
+                    .threads = opened->team.count},
+        .sessions = options->sessions ? options->sessions : 1,
+        .narrow = options->narrow_kv,
+        // How many a probe will find best is not known yet.
+        .readers = options->readers ? options->readers : Q3_PROBE_READERS_MAX,
+        .tokenizer = options->tokenizer,
+        .kept_logits = options->kept_logits,
+        .memory = options->memory,
+        .available = q3_available_memory(),
+    };
+    return choose_form(opened, options->weights, err);
+}
+
+static void describe(q3_opened *opened)
+{
+    const q3_config *config = opened->model.config;
+    q3_engine_info *info = &opened->info;
+    info->config = config;
+    info->threads = opened->team.count;
+    info->kernels = opened->kernels->name;
+    info->plain = opened->model.form == Q3_FORM_PLAIN;
+    info->experts = (uint64_t)config->num_hidden_layers * config->num_experts;
+    info->held_experts = opened->model.held_count;
+    info->pool_named = opened->pool.named;
+    info->pool_experts = opened->pool.total;
+    info->slots_min = info->slots_max = opened->slots[0];
+    for (uint32_t i = 1; i < config->num_hidden_layers; i++) {
+        if (opened->slots[i] < info->slots_min)
+            info->slots_min = opened->slots[i];
+        if (opened->slots[i] > info->slots_max)
+            info->slots_max = opened->slots[i];
+    }
+}
+
+bool q3_opened_create(const char *directory, const q3_engine_options *options, q3_opened *opened,
+                      q3_error *err)
+{
+    *opened = (q3_opened){.kernels = q3_kernels_for(q3_cpu_in_use())};
+    opened->info.batch = options->batch ? options->batch : Q3_BATCH_TOKENS;
+    const unsigned threads = options->threads ? options->threads : q3_workers_default();
+    const bool ok = q3_team_create(threads, &opened->team, err) &&
+                    q3_model_open(directory, &opened->team, &opened->model, err) &&
+                    choose_context(opened, options->context, err) &&
+                    q3_expert_pool_create(&opened->model, options->pool, &opened->pool, err) &&
+                    set_rules(opened, options, err) &&
+                    q3_embedding_open(&opened->model, opened->kernels, &opened->embedding, err) &&
+                    share(opened, options, err);
+    if (!ok) {
+        q3_opened_destroy(opened);
+        return false;
+    }
+    describe(opened);
+    return true;
+}
+
+void q3_opened_destroy(q3_opened *opened)
+{
+    q3_embedding_close(opened->embedding);
+    q3_routing_destroy(&opened->routing);
+    q3_expert_pool_destroy(&opened->pool);
+    q3_model_close(&opened->model);
+    q3_team_destroy(&opened->team);
+    free(opened->slots);
+    free(opened->slot_bytes);
+    *opened = (q3_opened){0};
+}
+
+bool q3_opened_all_fits(const q3_opened *opened)
+{
+    for (uint32_t i = 0; i < opened->model.config->num_hidden_layers; i++)
+        if (opened->slots[i] < opened->routing.allowed[i])
+            return false;
+    return true;
+}
+
+// ---- reading experts ----
+
+static bool is_allowed(const q3_opened *opened, const q3_set_file *file)
+{
+    const q3_place *place = &file->place;
+    const bool *allowed = opened->routing.soft ? opened->model.held : opened->routing.pool;
+    return place->component == Q3_TEXT && place->part == Q3_EXPERT &&
+           allowed[(size_t)place->layer * opened->model.config->num_experts + place->expert];
+}
+
+uint64_t q3_opened_expert_files(const q3_opened *opened, uint64_t *count)
+{
+    const q3_set *set = &opened->model.set;
+    uint64_t bytes = 0;
+    *count = 0;
+    for (size_t i = 0; i < set->file_count; i++)
+        if (is_allowed(opened, &set->files[i])) {
+            bytes += set->files[i].size;
+            (*count)++;
+        }
+    return bytes;
+}
+
+static bool list_sample(const q3_opened *opened, char *paths[SAMPLE_FILES], q3_disk_sample *sample,
+                        q3_error *err)
+{
+    const q3_set *set = &opened->model.set;
+    uint64_t count, seen = 0;
+    q3_opened_expert_files(opened, &count);
+    const uint64_t wanted = count < SAMPLE_FILES ? count : SAMPLE_FILES;
+    for (size_t i = 0; i < set->file_count && sample->count < wanted; i++) {
+        char name[Q3_PLACE_PATH_MAX];
+        if (!is_allowed(opened, &set->files[i]))
+            continue;
+        // Evenly over all of them: every layer, every region of the disk.
+        if (seen++ < sample->count * count / wanted)
+            continue;
+        char *path = q3_set_path(set, q3_place_path(&set->files[i].place, name), err);
+        if (!path)
+            return false;
+        paths[sample->count++] = path;
+        if (set->files[i].size > sample->file_bytes)
+            sample->file_bytes = set->files[i].size;
+    }
+    return true;
+}
+
+bool q3_opened_probe_disk(const q3_opened *opened, double seconds, q3_disk_probe *probe,
+                          q3_error *err)
+{
+    char *paths[SAMPLE_FILES];
+    q3_disk_sample sample = {
+        .paths = (const char *const *)paths,
+        .seconds = seconds,
+        // Another order each time: what one start leaves in the page cache is not all that the next
+        // one reads.
+        .seed = (uint64_t)(q3_now() * 1e9),
+    };
+    const bool ok = list_sample(opened, paths, &sample, err) && q3_probe_disk(&sample, probe, err);
+    while (sample.count)
+        free(paths[--sample.count]);
+    return ok;
+}
+
+q3_io_choice q3_opened_choose_io(const q3_opened *opened, const q3_engine_options *options,
+                                 const q3_disk_probe *probe)
+{
+    const uint64_t available = opened->budget.available, planned = opened->info.memory.total;
+    uint64_t count;
+    q3_io_choice choice = q3_choose_io(probe, options->io, q3_opened_expert_files(opened, &count),
+                                       available > planned ? available - planned : 0);
+    if (options->readers)
+        choice.readers = options->readers;
+    return choice;
+}
