@@ -4,13 +4,13 @@
 // so one set for all of them would forget each layer before it comes round again). The expert with
 // the lowest score of expert_score.h goes first; replay.h does the same without a model. Against
 // least recently used, on conversations and stories recorded from the small test model (128
-// experts, top 8), this finds 1 to 5 more experts of 100 in memory at 12 to 24 slots and 2 to 14 at
+// experts, top 8), this finds 1 to 7 more experts of 100 in memory at 12 to 24 slots and 2 to 14 at
 // 32 to 64; on single short texts it is within one of it. Which is better on other models, a trace
 // and q3-run replay tell.
 //
-// A slot holds an expert as the pack stores it (model.h), so that compressed experts
-// stay compressed. Its memory is first touched when an expert is first loaded into it. Each
-// expert's checksums are verified as it is loaded.
+// A slot holds an expert as the pack stores it (model.h), so that compressed experts stay
+// compressed. Its memory is first touched when an expert is first loaded into it. Each expert's
+// checksums are verified as it is loaded.
 //
 // The forward pass does not ask for experts one by one. It names all that a layer needs now, and
 // the cache calls back with groups of them in the order that suits it: what is resident first,

@@ -149,8 +149,9 @@ static void print_plan(const planning *p)
     print_memory("minimum", memory->minimum, "1 a layer");
     printf("\nA token goes through %s of weights and %s of keys and\nvalues (half the context).\n",
            q3_human_bytes(p->weight_bytes, a), q3_human_bytes(p->kv_bytes, b));
-    printf("Memory gives %s/s to %u threads,\n", q3_human_bytes((uint64_t)p->costs.memory_speed, a),
-           info->threads);
+    printf("Memory gives %s/s to %u thread%s,\n",
+           q3_human_bytes((uint64_t)p->costs.memory_speed, a), info->threads,
+           info->threads == 1 ? "" : "s");
     printf("the %s %s/s. Experts are read %s by %u.\n", p->disk_cached ? "page cache" : "disk",
            q3_human_bytes((uint64_t)p->costs.disk_speed, b), q3_io_mode_name(p->io.mode),
            p->io.readers);

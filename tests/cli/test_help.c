@@ -22,7 +22,8 @@ static const struct {
     {Q3_TEST_RUN,
      "q3-run",
      "runtime/q3-run.1",
-     {"generate", "chat", "tokenize", "logits", "score", "profile", "bench", "ladder"}},
+     {"generate", "chat", "tokenize", "logits", "score", "profile", "plan", "replay", "bench",
+      "ladder"}},
 };
 
 enum { PROGRAMS = sizeof programs / sizeof *programs };

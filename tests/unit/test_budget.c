@@ -126,13 +126,39 @@ static void what_is_available(void **state)
     assert_int_equal(error.code, Q3_REFUSED);
 }
 
+// The sum for any number of slots, and what beside them counts.
+static void totals(void **state)
+{
+    (void)state;
+    q3_error error;
+    q3_budget_request request = make_request();
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(q3_budget_total(&request, EXPERTS), plan.total);
+    assert_int_equal(q3_budget_total(&request, 2 * EXPERTS), plan.total);
+    assert_int_equal(q3_budget_total(&request, 1), plan.minimum);
+    assert_int_equal(q3_budget_total(&request, 9),
+                     plan.minimum + UINT64_C(8) * LAYERS * EXPERT_BYTES);
+    // 6 MiB, 2 KiB a file of the pack, 768 KiB a thread.
+    assert_int_equal(plan.process, (6 << 20) + 2048 * 6291 + 2 * (768 << 10));
+    const uint64_t process = plan.process;
+    request.tokenizer = true;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.process, process + 264 * 152064);
+    request.tokenizer = false;
+    request.readers = 8;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.process, process + 8 * (32 << 10));
+    request.decodes = true;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.process, process + 8 * (768 << 10));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(all_fits),
-        cmocka_unit_test(given_budget),
-        cmocka_unit_test(uneven_pools),
-        cmocka_unit_test(what_is_available),
+        cmocka_unit_test(all_fits),     cmocka_unit_test(given_budget),
+        cmocka_unit_test(uneven_pools), cmocka_unit_test(what_is_available),
+        cmocka_unit_test(totals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,6 +120,24 @@ static void rule(void **state)
     expect(make_probe(memory_rate, 0.2, fast), 100, 50, Q3_IO_BUFFERED, 4, 0);
     expect(make_probe(memory_rate, 1, NULL), 100, 0, Q3_IO_BUFFERED, 4, 0);
     expect(make_probe(memory_rate, 0.1, NULL), 100, 0, Q3_IO_BUFFERED, 4, 8);
+    // What is asked for is taken, with the readers that suit it.
+    q3_disk_probe probe = make_probe(slow, 0, fast);
+    q3_io_choice choice = q3_choose_io(&probe, Q3_IO_BUFFERED, 100, 0);
+    assert_int_equal(choice.mode, Q3_IO_BUFFERED);
+    assert_true(choice.bytes_per_second == 1.5e9);
+    probe = make_probe(flat, 0, slow);
+    choice = q3_choose_io(&probe, Q3_IO_DIRECT, 100, 100);
+    assert_int_equal(choice.mode, Q3_IO_DIRECT);
+    assert_int_equal(choice.readers, 4);
+
+    // The disk's speed: the best rate that was the disk's, else the page cache's.
+    bool cached;
+    probe = make_probe(slow, 0, fast);
+    assert_true(q3_disk_speed(&probe, &cached) == 3e9 && !cached);
+    probe = make_probe(memory_rate, 1, slow);
+    assert_true(q3_disk_speed(&probe, &cached) == 1.5e9 && !cached);
+    probe = make_probe(memory_rate, 1, NULL);
+    assert_true(q3_disk_speed(&probe, &cached) == 8e9 && cached);
 }
 
 int main(void)
