@@ -545,7 +545,7 @@ static void test_bench(void **state)
                                         "-r", "2", "-t", "1", "--cpu", "c", "--json", NULL);
     cJSON *json = parse(result.out);
     q3_test_expect(result, 0, "");
-    expect_members(json, "kernels threads expert_slots_a_layer io readers memory_budget "
+    expect_members(json, "kernels threads weights expert_slots_a_layer io readers memory_budget "
                          "memory_planned memory_peak depth repetitions memory_bytes_per_second "
                          "prefill decode");
     assert_string_equal(cJSON_GetStringValue(member(json, "kernels")), "c");
