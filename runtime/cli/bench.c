@@ -51,7 +51,8 @@ typedef struct bench {
     q3_loaded loaded;
     uint32_t *ids; // as many as the longest feed takes
     series prefill, decode;
-    uint64_t peak; // bytes of memory that the measurements took
+    uint64_t peak;       // bytes of memory that the measurements took
+    q3_engine_info info; // but for its pointers, once the engine is closed
 } bench;
 
 static void draw_ids(bench *b, uint64_t count, uint64_t *state)
@@ -167,7 +168,7 @@ static void put_series(q3_json_writer *json, const series *s)
 
 static bool say(const bench *b, double probed, q3_error *err)
 {
-    const q3_engine_info *info = q3_engine_describe(b->loaded.engine);
+    const q3_engine_info *info = &b->info;
     if (!q3_options.json) {
         char planned[Q3_GROUPED_MAX], peak[Q3_GROUPED_MAX];
         printf("%s, %u threads, %s weights, %" PRIu32
@@ -203,14 +204,16 @@ static bool say(const bench *b, double probed, q3_error *err)
     return q3_say_json(&json, err);
 }
 
-// What the engine's threads can read from memory.
+// What the engine's threads can read from memory. The engine is closed by then: the probe's buffer
+// is not in the budget.
 static bool probe(bench *b, double *probed, q3_error *err)
 {
-    // The probe's own buffer does not count.
-    b->peak = q3_memory_used().peak;
     q3_workers *workers;
     q3_memory_probe result;
-    if (!q3_workers_create(q3_engine_describe(b->loaded.engine)->threads, &workers, err))
+    b->info = *q3_engine_describe(b->loaded.engine);
+    b->peak = q3_memory_used().peak;
+    q3_loaded_close(&b->loaded);
+    if (!q3_workers_create(b->info.threads, &workers, err))
         return false;
     const bool ok = q3_probe_memory(workers, Q3_PROBE_MEMORY_BYTES, 0.3, &result, err);
     q3_workers_destroy(workers);
@@ -235,18 +238,18 @@ static bool run(bench *b, const char *pack, q3_error *err)
                        " do not fit a context of %" PRIu32,
                        longest, o->bench_depth, context);
     const uint64_t ids = longest > o->bench_depth ? longest : o->bench_depth;
-    double probed;
     return (b->ids = q3_alloc((size_t)ids, sizeof *b->ids, err)) &&
            make_series(&b->prefill, "prefill", o->bench_prompt, err) &&
-           make_series(&b->decode, "decode", o->bench_tokens, err) && run_series(b, err) &&
-           probe(b, &probed, err) && say(b, probed, err);
+           make_series(&b->decode, "decode", o->bench_tokens, err) && run_series(b, err);
 }
 
 int q3_command_bench(const char *const *arguments)
 {
     q3_error err;
     bench b = {0};
-    const bool ok = q3_loaded_end_trace(&b.loaded, run(&b, arguments[0], &err), &err);
+    double probed;
+    const bool ok = q3_loaded_end_trace(&b.loaded, run(&b, arguments[0], &err), &err) &&
+                    probe(&b, &probed, &err) && say(&b, probed, &err);
     free(b.ids);
     free_series(&b.prefill);
     free_series(&b.decode);

@@ -567,12 +567,13 @@ static void test_bench(void **state)
     cJSON_Delete(json);
     result = q3_test_run(NULL, Q3_TEST_RUN, "bench", pack, "-p", "0", "-n", "2", "-r", "1", "-d",
                          "5", "-t", "1", "--cpu", "c", NULL);
-    assert_int_equal(strncmp(result.out,
-                             "c, 1 threads, 128 slots a layer, buffered reading by 4, memory "
-                             "reads ",
-                             strlen("c, 1 threads, 128 slots a layer, buffered reading by 4, "
-                                    "memory reads ")),
-                     0);
+    assert_int_equal(
+        strncmp(result.out,
+                "c, 1 threads, plain weights, 128 slots a layer, buffered reading by 4, memory "
+                "reads ",
+                strlen("c, 1 threads, plain weights, 128 slots a layer, buffered reading by 4, "
+                       "memory reads ")),
+        0);
     assert_non_null(strstr(result.out, " bytes of memory planned, "));
     assert_non_null(strstr(
         result.out, "                tokens/s   slowest   fastest     GB/s of reads  misses/t\n"
