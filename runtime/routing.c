@@ -51,8 +51,10 @@ uint32_t q3_route_token(const q3_route_rules *rules, const q3_kernels *kernels, 
 {
     float score[Q3_ROUTER_EXPERTS_MAX];
     uint32_t count = 0;
+    memcpy(score, logits, rules->experts * sizeof *score);
     for (uint32_t e = 0; e < rules->experts; e++) {
-        score[e] = rules->bias ? logits[e] + rules->bias[e] : logits[e];
+        if (rules->bias)
+            score[e] += rules->bias[e];
         count += rules->allowed[e];
     }
     count = count < rules->top_k ? count : rules->top_k;
