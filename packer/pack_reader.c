@@ -300,6 +300,14 @@ bool q3_pack_decode_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uin
                    tensor->tensor.name, index, reason.message);
 }
 
+bool q3_pack_load_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                        void *stored, q3_error *err)
+{
+    const q3_frame *frame = &pack->frames[tensor->first_frame + index];
+    return q3_file_read(&pack->file, frame->offset, stored, frame->stored_bytes, err) &&
+           check_hash(pack, tensor, index, stored, err);
+}
+
 bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
                         q3_coder *coder, void *stored, void *raw, q3_error *err)
 {
@@ -307,17 +315,8 @@ bool q3_pack_read_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint3
     // Raw frames need no second buffer.
     const bool is_raw = frame->codec == Q3_CODEC_RAW;
     void *target = is_raw ? raw : stored;
-    return q3_file_read(&pack->file, frame->offset, target, frame->stored_bytes, err) &&
-           check_hash(pack, tensor, index, target, err) &&
+    return q3_pack_load_frame(pack, tensor, index, target, err) &&
            (is_raw || q3_pack_decode_frame(pack, tensor, index, coder, stored, raw, err));
-}
-
-bool q3_pack_load_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
-                        void *stored, q3_error *err)
-{
-    const q3_frame *frame = &pack->frames[tensor->first_frame + index];
-    return q3_file_read(&pack->file, frame->offset, stored, frame->stored_bytes, err) &&
-           check_hash(pack, tensor, index, stored, err);
 }
 
 bool q3_pack_check_image(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,

@@ -440,14 +440,20 @@ const q3_set_file *q3_set_find_tensor(const q3_set *set, const char *name, uint3
     return NULL;
 }
 
+static bool check_size(const q3_set_file *file, const char *path, uint64_t size, q3_error *err)
+{
+    return size == file->size ||
+           q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu64 " bytes, found %" PRIu64,
+                   path, file->size, size);
+}
+
 // Is this the file that pack.json means?
 static bool check_pack(const q3_set_file *file, const q3_pack *pack, q3_error *err)
 {
     char expected[Q3_HASH_TEXT], found[Q3_HASH_TEXT];
     const char *path = pack->file.path;
-    if (pack->size != file->size)
-        return q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu64 " bytes, found %" PRIu64,
-                       path, file->size, pack->size);
+    if (!check_size(file, path, pack->size, err))
+        return false;
     if (!q3_hash128_equal(pack->root, file->root))
         return q3_fail(err, Q3_MALFORMED,
                        "%s: is another file than the one in pack.json: expected root %s, found %s",
@@ -506,10 +512,7 @@ bool q3_set_load_pack(const q3_set *set, const q3_set_file *file, bool direct, u
     bool ok = q3_file_open_whole(path, direct, &source, err);
     if (!ok)
         tell_absent(path, err);
-    if (ok && source.size != file->size)
-        ok = q3_fail(err, Q3_MALFORMED, "%s: pack.json expects %" PRIu64 " bytes, found %" PRIu64,
-                     path, file->size, source.size);
-    ok = ok && q3_file_read_whole(&source, image, err);
+    ok = ok && check_size(file, path, source.size, err) && q3_file_read_whole(&source, image, err);
     q3_file_close(&source);
     const q3_bytes bytes = {image, (size_t)file->size};
     ok = ok && q3_pack_parse(path, bytes, file->size, pack, &needed, err);
