@@ -147,9 +147,10 @@ ALWAYS_INLINE void multiply_band(const uint16_t *weights, size_t rows, size_t co
     }
 }
 
-// One vector: weights are read once, so both kinds of sums are taken on the way.
-ALWAYS_INLINE void multiply_rows(const uint16_t *weights, size_t columns, const float *x,
-                                 unsigned rows, float *y)
+// One vector: weights are read once, so both kinds of sums are taken on the way. The rows of a tile
+// are `apart` rows from each other.
+ALWAYS_INLINE void multiply_rows(const uint16_t *weights, size_t apart, size_t columns,
+                                 const float *x, unsigned rows, float *y)
 {
     floats evens[TILE_ROWS], odds[TILE_ROWS];
     UNROLL
@@ -159,7 +160,7 @@ ALWAYS_INLINE void multiply_rows(const uint16_t *weights, size_t columns, const 
     for (; at + BLOCK <= columns; at += BLOCK) {
         UNROLL
         for (unsigned r = 0; r < rows; r++) {
-            const pairs both = load_pairs(weights + r * columns + at);
+            const pairs both = load_pairs(weights + r * apart * columns + at);
             evens[r] = multiply_add(even(both), load(x + at), evens[r]);
             odds[r] = multiply_add(odd(both), load(x + at + WIDTH), odds[r]);
         }
@@ -167,26 +168,33 @@ ALWAYS_INLINE void multiply_rows(const uint16_t *weights, size_t columns, const 
     if (at < columns) {
         UNROLL
         for (unsigned r = 0; r < rows; r++) {
-            const pairs both = load_some_pairs(weights + r * columns + at, columns - at);
+            const pairs both = load_some_pairs(weights + r * apart * columns + at, columns - at);
             evens[r] = multiply_add(even(both), load(x + at), evens[r]);
             odds[r] = multiply_add(odd(both), load(x + at + WIDTH), odds[r]);
         }
     }
-    if (rows == TILE_ROWS)
-        finish_four(evens, odds, y);
-    else
-        for (unsigned r = 0; r < rows; r++)
-            y[r] = sum_lanes(evens[r] + odds[r]);
+    if (rows == TILE_ROWS) {
+        float sums[TILE_ROWS];
+        finish_four(evens, odds, sums);
+        for (unsigned r = 0; r < TILE_ROWS; r++)
+            y[r * apart] = sums[r];
+        return;
+    }
+    for (unsigned r = 0; r < rows; r++)
+        y[r * apart] = sum_lanes(evens[r] + odds[r]);
 }
 
+// A tile takes a row from each quarter of the rows. So memory is read in as many streams, each as
+// long as a quarter, which the processor foresees; those of neighbouring rows would be as short as
+// a row, and come to it as one that jumps to and fro.
 static void multiply_one(const uint16_t *weights, size_t rows, size_t columns, const float *x,
                          float *y)
 {
-    size_t r = 0;
-    for (; r + TILE_ROWS <= rows; r += TILE_ROWS)
-        multiply_rows(weights + r * columns, columns, x, TILE_ROWS, y + r);
-    for (; r < rows; r++)
-        multiply_rows(weights + r * columns, columns, x, 1, y + r);
+    const size_t quarter = rows / TILE_ROWS;
+    for (size_t r = 0; r < quarter; r++)
+        multiply_rows(weights + r * columns, quarter, columns, x, TILE_ROWS, y + r);
+    for (size_t r = quarter * TILE_ROWS; r < rows; r++)
+        multiply_rows(weights + r * columns, 1, columns, x, 1, y + r);
 }
 
 typedef void multiply_some(const uint16_t *weights, size_t rows, size_t columns,
