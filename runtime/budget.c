@@ -62,7 +62,8 @@ static uint64_t count_fixed(const q3_budget_request *request, q3_memory_plan *pl
         // Each session keeps the logits of its last position.
         .scratch = q3_scratch_bytes(&request->scratch) + q3_team_bytes(request->scratch.threads) +
                    ((uint64_t)request->sessions + request->kept_logits) * config->vocab_size *
-                       sizeof(float),
+                       sizeof(float) +
+                   request->readers_bytes,
     };
     return plan->process + plan->dense + plan->embedding + plan->kv_cache + plan->scratch;
 }

@@ -20,11 +20,12 @@ typedef struct q3_budget_request {
     uint32_t sessions;
     bool narrow; // the KV cache is bf16
     unsigned readers;
-    bool decodes;         // readers decode experts: not all stay as the pack stores them
-    bool tokenizer;       // the process has the tokenizer and a sampler, too
-    uint32_t kept_logits; // rows of logits beside the sessions'
-    uint64_t memory;      // the budget asked for; 0 for none
-    uint64_t available;   // memory that the machine has free, used when none was asked for
+    bool decodes;           // readers decode experts: not all stay as the pack stores them
+    uint64_t readers_bytes; // that they want for it beside that
+    bool tokenizer;         // the process has the tokenizer and a sampler, too
+    uint32_t kept_logits;   // rows of logits beside the sessions'
+    uint64_t memory;        // the budget asked for; 0 for none
+    uint64_t available;     // memory that the machine has free, used when none was asked for
 } q3_budget_request;
 
 // The plan's sum with so many slots a layer (fewer where a layer has fewer experts).

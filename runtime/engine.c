@@ -119,6 +119,12 @@ bool q3_engine_preload(q3_engine *engine, q3_error *err)
     return ok;
 }
 
+const char *q3_weights_name(q3_engine_weights weights)
+{
+    static const char *const names[] = {"auto", "bf12", "stored", "plain"};
+    return names[weights];
+}
+
 const q3_engine_info *q3_engine_describe(const q3_engine *engine)
 {
     return &engine->opened.info;

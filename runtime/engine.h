@@ -23,13 +23,17 @@
 typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
-// The form of weights in memory (see model.h): plain where all of them fit the budget so, else
-// stored; or one of these whatever fits.
+// The form of weights in memory (see model.h). Left open it is bf12 if the processor has products
+// for it; else plain where all of them fit the budget so, else stored.
 typedef enum q3_engine_weights {
     Q3_WEIGHTS_AUTO,
+    Q3_WEIGHTS_BF12,
     Q3_WEIGHTS_STORED,
     Q3_WEIGHTS_PLAIN
 } q3_engine_weights;
+
+// As --weights has it: "auto", "bf12", "stored", "plain".
+const char *q3_weights_name(q3_engine_weights weights);
 
 typedef struct q3_engine_options {
     unsigned threads;     // 0: one for each processor
@@ -78,7 +82,7 @@ typedef struct q3_engine_info {
     uint32_t context; // positions of a session
     uint32_t batch;   // tokens that go through the layers together
     unsigned threads;
-    bool plain;                    // weights are decoded in memory
+    q3_engine_weights weights;     // never Q3_WEIGHTS_AUTO
     const char *kernels;           // the level of processor that they are for
     uint64_t experts;              // in the model, all layers together
     uint64_t held_experts;         // that the pack has

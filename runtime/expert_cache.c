@@ -51,6 +51,7 @@ struct q3_expert_cache {
 
     pthread_t *threads;
     q3_frame_reader *readers;
+    q3_region blocks; // the memory of theirs
     unsigned readers_wanted, reader_count, started;
     pthread_mutex_t lock;
     pthread_cond_t work, arrival;
@@ -95,6 +96,11 @@ static void *run_reader(void *argument)
     return NULL;
 }
 
+uint64_t q3_expert_readers_bytes(unsigned readers)
+{
+    return readers * q3_region_part(Q3_BLOCK_BYTES_MAX, 1);
+}
+
 static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
 {
     cache->readers_wanted = count;
@@ -102,9 +108,16 @@ static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
     cache->readers = cache->threads ? q3_alloc_zeroed(count, sizeof *cache->readers, err) : NULL;
     if (!cache->readers)
         return false;
-    for (unsigned i = 0; i < count; i++)
+    // What q3_model_read_expert wants to make bf12 of a frame.
+    const bool shortens = cache->model->form == Q3_FORM_BF12;
+    if (shortens && !q3_region_create(q3_expert_readers_bytes(count), &cache->blocks, err))
+        return false;
+    for (unsigned i = 0; i < count; i++) {
         if (!(cache->readers[i].coder = q3_coder_create(err)))
             return false;
+        if (shortens)
+            cache->readers[i].block = q3_region_take(&cache->blocks, Q3_BLOCK_BYTES_MAX);
+    }
     // Readers need little stack, and there may be many.
     enum { STACK_BYTES = 512 << 10 };
     pthread_attr_t attributes;
@@ -133,6 +146,7 @@ static void stop_readers(q3_expert_cache *cache)
         q3_coder_destroy(cache->readers[i].coder);
         free(cache->readers[i].stored);
     }
+    q3_region_destroy(&cache->blocks);
     free(cache->readers);
     free(cache->threads);
 }

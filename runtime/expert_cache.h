@@ -8,9 +8,8 @@
 // 32 to 64; on single short texts it is within one of it. Which is better on other models, a trace
 // and q3-run replay tell.
 //
-// A slot holds an expert as the pack stores it (model.h), so that compressed experts stay
-// compressed. Its memory is first touched when an expert is first loaded into it. Each expert's
-// checksums are verified as it is loaded.
+// A slot holds an expert in the model's form (model.h). Its memory is first touched when an expert
+// is first loaded into it. Each expert's checksums are verified as it is loaded.
 //
 // The forward pass does not ask for experts one by one. It names all that a layer needs now, and
 // the cache calls back with groups of them in the order that suits it: what is resident first,
@@ -35,6 +34,9 @@ typedef struct q3_expert_cache_options {
     unsigned readers; // threads that read at the same time, 1 to Q3_READERS_MAX
     bool direct;      // around the page cache
 } q3_expert_cache_options;
+
+// Memory that so many readers want beside the slots if they make bf12 of what they read.
+uint64_t q3_expert_readers_bytes(unsigned readers);
 
 // Memory of a slot of each layer: of the largest of the experts in members[layer][expert]. A layer
 // in which the pack has none of them gets 0.

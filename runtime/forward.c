@@ -256,11 +256,11 @@ static void product_task(void *context, uint32_t index, unsigned worker)
     const uint32_t block = index - p->first_task;
     const uint32_t first = block * p->matrix.block_rows, rows = q3_block_rows(&p->matrix, block);
     const q3_frame_reader *reader = &f->team->readers[worker];
-    bool ok = q3_matrix_multiply(&p->matrix, block, run->kernels, p->panels, p->vectors, p->y,
-                                 reader->block, reader->coder);
+    bool ok = q3_matrix_multiply(&p->matrix, block, f->kernels, run->kernels, p->panels, p->vectors,
+                                 p->y, reader->block, reader->coder);
     if (ok && p->second) {
-        ok = q3_matrix_multiply(p->second, block, run->kernels, p->panels, p->vectors, p->second_y,
-                                reader->block, reader->coder);
+        ok = q3_matrix_multiply(p->second, block, f->kernels, run->kernels, p->panels, p->vectors,
+                                p->second_y, reader->block, reader->coder);
         for (uint32_t v = 0; ok && v < p->vectors; v++)
             f->kernels->silu_multiply(p->y[v] + first, p->second_y[v] + first, rows);
     }

@@ -10,11 +10,33 @@ bool q3_block_takes(q3_codec codec, uint64_t raw_bytes, uint32_t columns)
            raw_bytes <= Q3_BLOCK_BYTES_MAX;
 }
 
+bool q3_block_shortens(uint64_t raw_bytes, uint32_t columns)
+{
+    return columns % Q3_BF12_GROUP == 0 && raw_bytes % (2 * (uint64_t)columns) == 0 &&
+           raw_bytes <= Q3_BLOCK_BYTES_MAX;
+}
+
+bool q3_block_shorten(const q3_bf12_kernels *kernels, const uint16_t *rows, size_t weights,
+                      void *memory, q3_block *block)
+{
+    const unsigned lowest = q3_bf12_window(rows, weights);
+    if (kernels->outside(rows, weights, lowest) > q3_bf12_room(weights))
+        return false;
+    kernels->pack(rows, weights, lowest, memory);
+    *block = (q3_block){
+        .data = memory,
+        .bytes = (uint32_t)(weights / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES),
+        .kind = Q3_BLOCK_BF12,
+        .lowest = lowest,
+    };
+    return true;
+}
+
 bool q3_block_check(const q3_block *block, uint64_t raw_bytes, q3_error *err)
 {
     q3_bitplane_view view;
-    return block->stored_bytes == 0 ||
-           q3_bitplane_parse(block->data, block->stored_bytes, raw_bytes, &view, err);
+    return block->kind != Q3_BLOCK_FRAME ||
+           q3_bitplane_parse(block->data, block->bytes, raw_bytes, &view, err);
 }
 
 // Can the frame be multiplied without being decoded to memory?
@@ -25,24 +47,33 @@ static bool fuses(const q3_products *products, size_t rows, size_t columns, size
            rows * columns >= Q3_BITPLANE_RUN * Q3_BITPLANE_GROUP;
 }
 
-bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_products *products,
-                        const void *const *panels, size_t vectors, float *const *y, void *scratch,
-                        q3_coder *coder)
+bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernels *kernels,
+                        const q3_products *products, const void *const *panels, size_t vectors,
+                        float *const *y, void *scratch, q3_coder *coder)
 {
     const q3_block *stored = &matrix->blocks[block];
     const size_t first = (size_t)block * matrix->block_rows;
     const size_t rows = q3_block_rows(matrix, block), columns = matrix->columns;
     const void *weights = stored->data;
-    if (stored->stored_bytes) {
+    if (stored->kind == Q3_BLOCK_BF12) {
+        const q3_bf12 shorter = q3_bf12_at(stored->data, rows * columns, stored->lowest);
+        if (vectors <= products->bf12_vectors) {
+            products->multiply_bf12(&shorter, rows, columns, panels, vectors, y, first);
+            return true;
+        }
+        kernels->bf12->unpack(&shorter, rows * columns, scratch);
+        weights = scratch;
+    }
+    if (stored->kind == Q3_BLOCK_FRAME) {
         const size_t raw_bytes = 2 * rows * columns;
         q3_error err;
         if (fuses(products, rows, columns, vectors)) {
             q3_bitplane_view view;
-            return q3_bitplane_parse(weights, stored->stored_bytes, raw_bytes, &view, &err) &&
+            return q3_bitplane_parse(weights, stored->bytes, raw_bytes, &view, &err) &&
                    products->multiply_frame(&view, rows, columns, panels, vectors, y, first);
         }
-        if (!q3_codec_decode(coder, Q3_CODEC_BITPLANE, weights, stored->stored_bytes, scratch,
-                             raw_bytes, &err))
+        if (!q3_codec_decode(coder, Q3_CODEC_BITPLANE, weights, stored->bytes, scratch, raw_bytes,
+                             &err))
             return false;
         weights = scratch;
     }

@@ -213,35 +213,39 @@ enum { PAGE = 4096, PLAIN_BLOCK_BYTES = 256 << 10 };
 typedef struct placement {
     const q3_pack_tensor *tensor;
     uint32_t rows, columns, block_rows, blocks;
-    bool stays; // its frames are the blocks; else the rows are decoded
+    q3_reading reading; // blocks are its frames, unless it is decoded
 } placement;
 
-// Can a matrix stay as it is stored?
-static bool can_stay(const q3_config *config, q3_form form, role which, const q3_pack *pack,
-                     const q3_pack_tensor *tensor)
+// What becomes of a matrix in a form.
+static q3_reading reading_of(const q3_config *config, q3_form form, role which, const q3_pack *pack,
+                             const q3_pack_tensor *tensor)
 {
+    const uint32_t columns = extent_size(config, layout[which].columns);
     bool can = layout[which].columns != NONE && tensor->frame_count > 0;
     for (uint32_t i = 0; can && i < tensor->frame_count; i++) {
         const q3_frame *frame = &pack->frames[tensor->first_frame + i];
-        can = (form == Q3_FORM_STORED || frame->codec == Q3_CODEC_RAW) &&
-              q3_block_takes(frame->codec, frame->raw_bytes,
-                             extent_size(config, layout[which].columns));
+        can = form == Q3_FORM_BF12 ? q3_block_shortens(frame->raw_bytes, columns)
+                                   : (form == Q3_FORM_STORED || frame->codec == Q3_CODEC_RAW) &&
+                                         q3_block_takes(frame->codec, frame->raw_bytes, columns);
     }
-    return can;
+    if (!can)
+        return Q3_READING_DECODES;
+    return form == Q3_FORM_BF12 ? Q3_READING_SHORTENS : Q3_READING_KEEPS;
 }
 
 static placement place_matrix(const q3_config *config, role which, const q3_pack *pack,
-                              const q3_pack_tensor *tensor, bool stays)
+                              const q3_pack_tensor *tensor, q3_reading reading)
 {
     placement to = {.tensor = tensor,
                     .rows = extent_size(config, layout[which].rows),
                     .columns = extent_size(config, layout[which].columns),
-                    .stays = stays};
+                    .reading = reading};
+    const bool decodes = reading == Q3_READING_DECODES;
     const uint64_t row_bytes = 2 * (uint64_t)to.columns;
     const uint64_t block_bytes =
-        stays ? pack->frames[tensor->first_frame].raw_bytes : PLAIN_BLOCK_BYTES;
+        decodes ? PLAIN_BLOCK_BYTES : pack->frames[tensor->first_frame].raw_bytes;
     to.block_rows = block_bytes > row_bytes ? (uint32_t)(block_bytes / row_bytes) : 1;
-    to.blocks = stays ? tensor->frame_count : (to.rows - 1) / to.block_rows + 1;
+    to.blocks = decodes ? (to.rows - 1) / to.block_rows + 1 : tensor->frame_count;
     return to;
 }
 
@@ -250,30 +254,50 @@ static uint64_t blocks_bytes(const placement *to)
     return q3_region_part(to->blocks, sizeof(q3_block));
 }
 
+static const q3_frame *frame_of(const placement *to, const q3_pack *pack, uint32_t block)
+{
+    return &pack->frames[to->tensor->first_frame + block];
+}
+
+// Memory that a block of a matrix that is not decoded has: it is known before its weights are, so
+// one that turns out to be too long for bf12 has room in another way.
+static uint64_t room_for(const placement *to, const q3_frame *frame)
+{
+    uint64_t bytes = frame->stored_bytes;
+    if (to->reading == Q3_READING_SHORTENS) {
+        const uint64_t shorter = q3_bf12_bytes((size_t)frame->raw_bytes / 2);
+        if (!q3_block_takes(frame->codec, frame->raw_bytes, to->columns))
+            bytes = frame->raw_bytes;
+        bytes = shorter > bytes ? shorter : bytes;
+    }
+    return q3_region_part(bytes, 1);
+}
+
 // Of a matrix that does not lie in an image of its file.
 static uint64_t placement_bytes(const placement *to, const q3_pack *pack)
 {
-    uint64_t bytes = 0;
-    if (!to->stays)
-        return q3_region_part(to->tensor->tensor.bytes, 1) + blocks_bytes(to);
-    for (uint32_t i = 0; i < to->tensor->frame_count; i++)
-        bytes += q3_region_part(pack->frames[to->tensor->first_frame + i].stored_bytes, 1);
-    return bytes + blocks_bytes(to);
+    uint64_t bytes = blocks_bytes(to);
+    if (to->reading == Q3_READING_DECODES)
+        return bytes + q3_region_part(to->tensor->tensor.bytes, 1);
+    for (uint32_t i = 0; i < to->blocks; i++)
+        bytes += room_for(to, frame_of(to, pack, i));
+    return bytes;
 }
 
 static q3_block block_of(const q3_frame *frame, const uint8_t *data)
 {
     return (q3_block){
         .data = data,
-        .stored_bytes = frame->codec == Q3_CODEC_BITPLANE ? frame->stored_bytes : 0,
+        .bytes = frame->stored_bytes,
+        .kind = frame->codec == Q3_CODEC_BITPLANE ? Q3_BLOCK_FRAME : Q3_BLOCK_PLAIN,
     };
 }
 
-static q3_matrix matrix_of(const placement *to, const q3_pack *pack, const q3_block *blocks)
+static q3_matrix matrix_of(const placement *to, const q3_block *blocks)
 {
-    uint64_t bytes = to->stays ? 0 : to->tensor->tensor.bytes;
-    for (uint32_t i = 0; to->stays && i < to->blocks; i++)
-        bytes += pack->frames[to->tensor->first_frame + i].stored_bytes;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < to->blocks; i++)
+        bytes += blocks[i].bytes;
     return (q3_matrix){.blocks = blocks,
                        .rows = to->rows,
                        .columns = to->columns,
@@ -284,38 +308,108 @@ static q3_matrix matrix_of(const placement *to, const q3_pack *pack, const q3_bl
 // Blocks of decoded rows.
 static void cut_plain(const placement *to, const uint8_t *raw, q3_block *blocks)
 {
-    for (uint32_t i = 0; i < to->blocks; i++)
-        blocks[i] = (q3_block){.data = raw + 2 * (uint64_t)i * to->block_rows * to->columns};
+    for (uint32_t i = 0; i < to->blocks; i++) {
+        const uint32_t first = i * to->block_rows, rest = to->rows - first;
+        const uint32_t rows = rest < to->block_rows ? rest : to->block_rows;
+        blocks[i] = (q3_block){.data = raw + 2 * (uint64_t)first * to->columns,
+                               .bytes = 2 * rows * to->columns};
+    }
 }
 
-// How the three matrices of an expert lie in memory: in an image of the file, or each decoded.
+// Puts a block of decoded rows to its room: as bf12 if its exceptions allow that, else as its
+// stored frame if a product takes that, else as it is.
+static bool shorten(const q3_bf12_kernels *kernels, const placement *to, const q3_frame *frame,
+                    const void *stored, const void *raw, uint8_t *room, q3_block *block,
+                    q3_error *err)
+{
+    if (q3_block_shorten(kernels, raw, (size_t)frame->raw_bytes / 2, room, block))
+        return true;
+    const bool takes = q3_block_takes(frame->codec, frame->raw_bytes, to->columns);
+    *block = takes ? block_of(frame, room)
+                   : (q3_block){.data = room, .bytes = (uint32_t)frame->raw_bytes};
+    memmove(room, takes ? stored : raw, block->bytes);
+    return q3_block_check(block, frame->raw_bytes, err);
+}
+
+// How the three matrices of an expert lie in memory: in an image of the file, or each decoded, or
+// each shortened from an image that is read to the end of the same memory.
 typedef struct expert_placement {
     placement gate, up, down;
-    bool stays;
+    q3_reading reading;
     uint64_t bytes;
 } expert_placement;
+
+enum { PARTS = 3 };
+
+// An expert's matrices in the order of their frames in the file.
+static void in_order(const expert_placement *to, const q3_pack *pack,
+                     const placement *sorted[PARTS])
+{
+    const placement *parts[PARTS] = {&to->gate, &to->up, &to->down};
+    for (size_t i = 0; i < PARTS; i++) {
+        size_t at = i;
+        for (; at > 0 &&
+               frame_of(sorted[at - 1], pack, 0)->offset > frame_of(parts[i], pack, 0)->offset;
+             at--)
+            sorted[at] = sorted[at - 1];
+        sorted[at] = parts[i];
+    }
+}
+
+static uint64_t image_bytes(const q3_pack *pack)
+{
+    return (pack->size + PAGE - 1) / PAGE * PAGE;
+}
+
+// Memory in which an expert's blocks can be made, one after the other from the beginning on, from
+// an image of the file at the end: no block may reach into a frame that is still to be read.
+static uint64_t shortening_bytes(const expert_placement *to, const q3_pack *pack)
+{
+    const placement *sorted[PARTS];
+    in_order(to, pack, sorted);
+    uint64_t made = 0;
+    for (size_t i = 0; i < PARTS; i++)
+        made += placement_bytes(sorted[i], pack);
+    uint64_t bytes = made, first_unread = pack->size;
+    for (size_t i = PARTS; i-- > 0;)
+        for (uint32_t j = sorted[i]->blocks; j-- > 0;) {
+            const q3_frame *frame = frame_of(sorted[i], pack, j);
+            const uint64_t needed = made + image_bytes(pack) - first_unread;
+            bytes = needed > bytes ? needed : bytes;
+            made -= room_for(sorted[i], frame);
+            first_unread = frame->offset < first_unread ? frame->offset : first_unread;
+        }
+    const uint64_t needed = made + image_bytes(pack) - first_unread;
+    return needed > bytes ? needed : bytes;
+}
 
 static bool place_expert(const q3_config *config, q3_form form, const q3_place *place,
                          const q3_pack *pack, expert_placement *to, q3_error *err)
 {
-    static const role roles[] = {EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
-    const q3_pack_tensor *tensors[3];
-    placement *parts[] = {&to->gate, &to->up, &to->down};
-    bool stays = true;
-    for (size_t i = 0; i < 3; i++) {
+    static const role roles[PARTS] = {EXPERT_GATE, EXPERT_UP, EXPERT_DOWN};
+    const q3_pack_tensor *tensors[PARTS];
+    placement *parts[PARTS] = {&to->gate, &to->up, &to->down};
+    q3_reading reading = Q3_READING_DECODES;
+    bool decodes = false;
+    for (size_t i = 0; i < PARTS; i++) {
         if (!(tensors[i] = find_role(config, roles[i], place, pack, err)))
             return false;
-        stays = stays && can_stay(config, form, roles[i], pack, tensors[i]);
+        reading = reading_of(config, form, roles[i], pack, tensors[i]);
+        decodes = decodes || reading == Q3_READING_DECODES;
     }
     // Gate and up are multiplied block by block together.
-    stays = stays && pack->frames[tensors[0]->first_frame].raw_bytes ==
-                         pack->frames[tensors[1]->first_frame].raw_bytes;
-    to->stays = stays;
-    to->bytes = stays ? q3_region_part(pack->size, 1) : 0;
-    for (size_t i = 0; i < 3; i++) {
-        *parts[i] = place_matrix(config, roles[i], pack, tensors[i], stays);
-        to->bytes += stays ? blocks_bytes(parts[i]) : placement_bytes(parts[i], pack);
+    if (decodes || pack->frames[tensors[0]->first_frame].raw_bytes !=
+                       pack->frames[tensors[1]->first_frame].raw_bytes)
+        reading = Q3_READING_DECODES;
+    to->reading = reading;
+    to->bytes = reading == Q3_READING_KEEPS ? q3_region_part(pack->size, 1) : 0;
+    for (size_t i = 0; i < PARTS; i++) {
+        *parts[i] = place_matrix(config, roles[i], pack, tensors[i], reading);
+        to->bytes +=
+            reading == Q3_READING_KEEPS ? blocks_bytes(parts[i]) : placement_bytes(parts[i], pack);
     }
+    if (reading == Q3_READING_SHORTENS)
+        to->bytes = shortening_bytes(to, pack);
     to->bytes = (to->bytes + PAGE - 1) / PAGE * PAGE;
     return true;
 }
@@ -338,7 +432,7 @@ static bool measure_file(const q3_model *model, q3_form form, uint32_t index, co
         if (!place_expert(model->config, form, place, pack, &to, err))
             return false;
         *bytes = to.bytes;
-        model->file_stays[form][index] = to.stays;
+        model->file_reading[form][index] = to.reading;
     }
     for (size_t i = 0; i < DENSE_ROLES; i++) {
         const role which = dense_roles[i];
@@ -347,8 +441,8 @@ static bool measure_file(const q3_model *model, q3_form form, uint32_t index, co
         const q3_pack_tensor *tensor = find_role(model->config, which, place, pack, err);
         if (!tensor)
             return false;
-        const bool stays = can_stay(model->config, form, which, pack, tensor);
-        const placement to = place_matrix(model->config, which, pack, tensor, stays);
+        const q3_reading reading = reading_of(model->config, form, which, pack, tensor);
+        const placement to = place_matrix(model->config, which, pack, tensor, reading);
         *bytes += placement_bytes(&to, pack);
     }
     return true;
@@ -394,9 +488,10 @@ uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t e
     return file ? model->file_bytes[model->form][file - model->set.files] : 0;
 }
 
-bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, q3_error *err)
+bool q3_model_open(const char *directory, const q3_kernels *kernels, const q3_team *team,
+                   q3_model *model, q3_error *err)
 {
-    *model = (q3_model){0};
+    *model = (q3_model){.kernels = kernels};
     if (!q3_set_open(directory, &model->set, err))
         return false;
     const q3_config *config = model->config = &model->set.config;
@@ -407,8 +502,8 @@ bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, 
     for (unsigned form = 0; ok && form < Q3_FORMS; form++)
         ok = (model->file_bytes[form] =
                   q3_alloc_zeroed(model->set.file_count, sizeof *model->file_bytes[form], err)) &&
-             (model->file_stays[form] =
-                  q3_alloc_zeroed(model->set.file_count, sizeof *model->file_stays[form], err));
+             (model->file_reading[form] =
+                  q3_alloc_zeroed(model->set.file_count, sizeof *model->file_reading[form], err));
     for (size_t i = 0; ok && i < model->set.file_count; i++) {
         const q3_place *place = &model->set.files[i].place;
         if (place->component != Q3_TEXT || place->part != Q3_EXPERT)
@@ -430,7 +525,7 @@ void q3_model_close(q3_model *model)
     free(model->held);
     for (unsigned form = 0; form < Q3_FORMS; form++) {
         free(model->file_bytes[form]);
-        free(model->file_stays[form]);
+        free(model->file_reading[form]);
     }
     q3_set_close(&model->set);
     *model = (q3_model){0};
@@ -440,29 +535,42 @@ void q3_model_close(q3_model *model)
 
 typedef struct matrix_load {
     const q3_pack *pack;
+    const q3_kernels *kernels;
     placement to;
-    q3_block *blocks; // of a matrix that stays as it is stored: where to
+    q3_block *blocks; // of a matrix that is not decoded: where to
     uint8_t *raw;     // of one that is decoded
 } matrix_load;
+
+static bool fail_frame(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
+                       const q3_error *reason, q3_error *err)
+{
+    return q3_fail(err, (enum q3_exit)reason->code, "%s: %s: frame %" PRIu32 ": %s",
+                   pack->file.path, tensor->tensor.name, index, reason->message);
+}
 
 static bool check_block(const q3_pack *pack, const q3_pack_tensor *tensor, uint32_t index,
                         const q3_block *block, q3_error *err)
 {
     q3_error reason;
     return q3_block_check(block, pack->frames[tensor->first_frame + index].raw_bytes, &reason) ||
-           q3_fail(err, (enum q3_exit)reason.code, "%s: %s: frame %" PRIu32 ": %s", pack->file.path,
-                   tensor->tensor.name, index, reason.message);
+           fail_frame(pack, tensor, index, &reason, err);
 }
 
 static bool load_frame(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
 {
     const matrix_load *load = context;
     const q3_pack_tensor *tensor = load->to.tensor;
-    if (!load->to.stays)
+    if (load->to.reading == Q3_READING_DECODES)
         return q3_reader_frame(reader, load->pack, tensor, index,
                                load->raw + (size_t)index * tensor->frame_bytes, err);
     // The memory is the loader's own, the pointer says that nobody else writes to it.
     void *data = (void *)(uintptr_t)load->blocks[index].data;
+    q3_error reason;
+    if (load->to.reading == Q3_READING_SHORTENS)
+        return q3_reader_frame(reader, load->pack, tensor, index, reader->block, err) &&
+               (shorten(load->kernels->bf12, &load->to, frame_of(&load->to, load->pack, index),
+                        reader->stored, reader->block, data, &load->blocks[index], &reason) ||
+                fail_frame(load->pack, tensor, index, &reason, err));
     return q3_pack_load_frame(load->pack, tensor, index, data, err) &&
            check_block(load->pack, tensor, index, &load->blocks[index], err);
 }
@@ -475,21 +583,25 @@ static bool load_role(q3_model *model, role which, const q3_place *place, const 
     const q3_pack_tensor *tensor = find_role(model->config, which, place, pack, err);
     if (!tensor)
         return false;
-    const bool stays = can_stay(model->config, model->form, which, pack, tensor);
+    const q3_reading reading = reading_of(model->config, model->form, which, pack, tensor);
     matrix_load load = {.pack = pack,
-                        .to = place_matrix(model->config, which, pack, tensor, stays)};
+                        .kernels = model->kernels,
+                        .to = place_matrix(model->config, which, pack, tensor, reading)};
     load.blocks = q3_region_take(&model->dense, load.to.blocks * sizeof *load.blocks);
-    if (load.to.stays) {
-        for (uint32_t i = 0; i < load.to.blocks; i++) {
-            const q3_frame *frame = &pack->frames[tensor->first_frame + i];
-            load.blocks[i] = block_of(frame, q3_region_take(&model->dense, frame->stored_bytes));
-        }
-    } else {
+    if (reading == Q3_READING_DECODES) {
         load.raw = q3_region_take(&model->dense, tensor->tensor.bytes);
         cut_plain(&load.to, load.raw, load.blocks);
+    } else {
+        for (uint32_t i = 0; i < load.to.blocks; i++) {
+            const q3_frame *frame = frame_of(&load.to, pack, i);
+            load.blocks[i] =
+                block_of(frame, q3_region_take(&model->dense, room_for(&load.to, frame)));
+        }
     }
-    *matrix = matrix_of(&load.to, pack, load.blocks);
-    return q3_team_try(team, load_frame, &load, tensor->frame_count, err);
+    if (!q3_team_try(team, load_frame, &load, tensor->frame_count, err))
+        return false;
+    *matrix = matrix_of(&load.to, load.blocks);
+    return true;
 }
 
 // Reads the dense roles of one file; matrices[role] is that of a role.
@@ -565,7 +677,39 @@ static bool find_in_image(const placement *to, const q3_pack *pack, const uint8_
             !check_block(pack, to->tensor, i, &blocks[i], err))
             return false;
     }
-    *matrix = matrix_of(to, pack, blocks);
+    *matrix = matrix_of(to, blocks);
+    return true;
+}
+
+// All of them from an image of the file at the end of their memory; see shortening_bytes.
+static bool shorten_expert(const q3_bf12_kernels *kernels, const expert_placement *to,
+                           const q3_pack *pack, const uint8_t *image, q3_frame_reader *reader,
+                           uint8_t *memory, q3_expert *expert, q3_error *err)
+{
+    const placement *sorted[PARTS];
+    in_order(to, pack, sorted);
+    q3_block *blocks[PARTS];
+    for (size_t i = 0; i < PARTS; i++)
+        blocks[i] = take(&memory, sorted[i]->blocks * sizeof **blocks);
+    for (size_t i = 0; i < PARTS; i++) {
+        const q3_pack_tensor *tensor = sorted[i]->tensor;
+        for (uint32_t j = 0; j < sorted[i]->blocks; j++) {
+            const q3_frame *frame = frame_of(sorted[i], pack, j);
+            const uint8_t *stored = image + frame->offset;
+            q3_error reason;
+            if (!q3_pack_check_image(pack, tensor, j, image, err))
+                return false;
+            if (!q3_codec_decode(reader->coder, frame->codec, stored, (size_t)frame->stored_bytes,
+                                 reader->block, (size_t)frame->raw_bytes, &reason) ||
+                !shorten(kernels, sorted[i], frame, stored, reader->block,
+                         take(&memory, room_for(sorted[i], frame)), &blocks[i][j], &reason))
+                return fail_frame(pack, tensor, j, &reason, err);
+        }
+        q3_matrix *matrix = sorted[i] == &to->gate ? &expert->gate
+                            : sorted[i] == &to->up ? &expert->up
+                                                   : &expert->down;
+        *matrix = matrix_of(sorted[i], blocks[i]);
+    }
     return true;
 }
 
@@ -576,7 +720,7 @@ static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_rea
     uint8_t *raw = take(memory, to->tensor->tensor.bytes);
     q3_block *blocks = take(memory, to->blocks * sizeof *blocks);
     cut_plain(to, raw, blocks);
-    *matrix = matrix_of(to, pack, blocks);
+    *matrix = matrix_of(to, blocks);
     return q3_reader_tensor(reader, pack, to->tensor, raw, err);
 }
 
@@ -585,19 +729,31 @@ bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert
                           uint64_t *bytes_read, q3_error *err)
 {
     const q3_set_file *file = find_expert(model, layer, expert);
-    const bool stays = model->file_stays[model->form][file - model->set.files];
+    const size_t index = (size_t)(file - model->set.files);
+    const q3_reading reading = model->file_reading[model->form][index];
+    uint8_t *image = memory;
+    if (reading == Q3_READING_SHORTENS)
+        image += model->file_bytes[model->form][index] - (file->size + PAGE - 1) / PAGE * PAGE;
     q3_pack pack;
-    if (!(stays ? q3_set_load_pack(&model->set, file, direct, memory, &pack, err)
-                : q3_model_open_part(model, &file->place, &pack, err)))
+    if (!(reading == Q3_READING_DECODES
+              ? q3_model_open_part(model, &file->place, &pack, err)
+              : q3_set_load_pack(&model->set, file, direct, image, &pack, err)))
         return false;
     expert_placement to;
     bool ok = place_expert(model->config, model->form, &file->place, &pack, &to, err);
-    uint8_t *next = memory + (stays ? q3_region_part(pack.size, 1) : 0);
-    const placement *parts[] = {&to.gate, &to.up, &to.down};
-    q3_matrix *matrices[] = {&result->gate, &result->up, &result->down};
-    for (size_t i = 0; ok && i < 3; i++)
-        ok = stays ? find_in_image(parts[i], &pack, memory, &next, matrices[i], err)
-                   : decode_matrix(parts[i], &pack, reader, &next, matrices[i], err);
+    // The file may have been replaced since it was measured.
+    ok = ok &&
+         ((to.reading == reading && to.bytes == model->file_bytes[model->form][index]) ||
+          q3_fail(err, Q3_MALFORMED, "%s: has changed since the pack was opened", pack.file.path));
+    if (ok && reading == Q3_READING_SHORTENS)
+        ok = shorten_expert(model->kernels->bf12, &to, &pack, image, reader, memory, result, err);
+    uint8_t *next = memory + (reading == Q3_READING_KEEPS ? q3_region_part(pack.size, 1) : 0);
+    const placement *parts[PARTS] = {&to.gate, &to.up, &to.down};
+    q3_matrix *matrices[PARTS] = {&result->gate, &result->up, &result->down};
+    for (size_t i = 0; ok && reading != Q3_READING_SHORTENS && i < PARTS; i++)
+        ok = reading == Q3_READING_KEEPS
+                 ? find_in_image(parts[i], &pack, memory, &next, matrices[i], err)
+                 : decode_matrix(parts[i], &pack, reader, &next, matrices[i], err);
     q3_pack_close(&pack);
     result->number = expert;
     *bytes_read = file->size;

@@ -9,10 +9,11 @@
 // that shrinks later is an error of whoever reads it and not a crash. Experts are read by the
 // expert cache, rows of the embedding by embedding.h.
 //
-// Matrices lie in memory in one of two forms. Stored: as the pack stores them (matrix.h) where a
-// product can read that, which is plain and bit-plane frames of whole rows; what else there is
-// (zstd, say) is decoded as it is read. Plain: all of it decoded as it is read, half as large again
-// and faster to multiply.
+// Matrices lie in memory in one of three forms. bf12: twelve bits a weight (kernels/bf12.h), the
+// fastest to multiply with by one vector; a block with too many exceptions stays as the pack stores
+// it. Stored: as the pack stores them (matrix.h) where a product can read that, which is plain and
+// bit-plane frames of whole rows; the smallest, and the slowest. Plain: bf16, a third larger than
+// bf12. Rows that a form cannot take are plain.
 #ifndef Q3_RUNTIME_MODEL_H
 #define Q3_RUNTIME_MODEL_H
 
@@ -29,27 +30,36 @@ typedef struct q3_layer {
     const uint16_t *input_norm, *post_attention_norm;
 } q3_layer;
 
-typedef enum q3_form { Q3_FORM_STORED, Q3_FORM_PLAIN, Q3_FORMS } q3_form;
+typedef enum q3_form { Q3_FORM_STORED, Q3_FORM_BF12, Q3_FORM_PLAIN, Q3_FORMS } q3_form;
+
+// What becomes of a matrix, or of the three of an expert, as it is read.
+typedef enum q3_reading {
+    Q3_READING_DECODES,  // rows of bf16
+    Q3_READING_KEEPS,    // as it is stored
+    Q3_READING_SHORTENS, // bf12
+} q3_reading;
 
 typedef struct q3_model {
     q3_set set;
     const q3_config *config; // set.config
-    q3_layer *layers;        // filled by loading, like the two below
+    const q3_kernels *kernels;
+    q3_layer *layers; // filled by loading, like the two below
     const uint16_t *final_norm;
     q3_matrix lm_head;
     bool *held;          // [layer][expert]: which experts the pack has; at least one in every layer
     uint64_t held_count; // in all layers
     q3_form form;        // what the functions below are about; stored until it is set
-    // For each form, and each file of the set: memory that its matrices take, and, of an expert's
-    // file, whether they stay as they are stored.
+    // For each form, and each file of the set: memory that its matrices take, and what becomes of
+    // an expert.
     uint64_t *file_bytes[Q3_FORMS];
-    bool *file_stays[Q3_FORMS];
+    q3_reading *file_reading[Q3_FORMS];
     q3_region dense;
 } q3_model;
 
 // Opens the pack directory. A pack that lacks a part that every token needs, or all experts of a
 // layer, is Q3_INCOMPLETE; a tensor that is not as the configuration says is Q3_MALFORMED.
-bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, q3_error *err);
+bool q3_model_open(const char *directory, const q3_kernels *kernels, const q3_team *team,
+                   q3_model *model, q3_error *err);
 // Reads the weights that every token needs.
 bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err);
 void q3_model_close(q3_model *model); // a zeroed or closed one is fine
@@ -73,7 +83,8 @@ uint64_t q3_model_dense_bytes(const q3_model *model);
 uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
 
 // Reads an expert to that much memory at a multiple of a page. Every checksum is verified. `direct`
-// asks for reading around the page cache. *bytes_read becomes what was read from the file.
+// asks for reading around the page cache, which is done for experts that are not decoded. The
+// reader has a block. *bytes_read becomes what was read from the file.
 bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
                           q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
                           uint64_t *bytes_read, q3_error *err);

@@ -51,7 +51,7 @@ static bool decodes_experts(const q3_opened *opened)
     const q3_set *set = &opened->model.set;
     for (size_t i = 0; i < set->file_count; i++)
         if (set->files[i].place.part == Q3_EXPERT &&
-            !opened->model.file_stays[opened->model.form][i])
+            opened->model.file_reading[opened->model.form][i] != Q3_READING_KEEPS)
             return true;
     return false;
 }
@@ -61,19 +61,30 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
     opened->model.form = form;
     opened->budget.dense_bytes = q3_model_dense_bytes(&opened->model);
     opened->budget.decodes = decodes_experts(opened);
+    opened->budget.readers_bytes =
+        form == Q3_FORM_BF12 ? q3_expert_readers_bytes(opened->budget.readers) : 0;
     q3_expert_cache_slots(&opened->model, opened->model.held, opened->slot_bytes);
     return q3_budget_make(&opened->budget, &opened->info.memory, opened->slots, err);
 }
 
-// Decoded weights are multiplied faster, so they are decoded where all of them fit; where they do
-// not, stored ones give half as many slots again.
+// Where a product takes bf12 it is the fastest form, and nearly the smallest. Where none does,
+// weights are decoded if all of them fit so. What is stored takes the least memory.
 static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *err)
 {
     q3_error too_small;
-    if (weights == Q3_WEIGHTS_PLAIN)
+    switch (weights) {
+    case Q3_WEIGHTS_PLAIN:
         return make_budget(opened, Q3_FORM_PLAIN, err);
-    if (weights == Q3_WEIGHTS_AUTO && make_budget(opened, Q3_FORM_PLAIN, &too_small) &&
-        q3_opened_all_fits(opened))
+    case Q3_WEIGHTS_BF12:
+        return make_budget(opened, Q3_FORM_BF12, err);
+    case Q3_WEIGHTS_STORED:
+        return make_budget(opened, Q3_FORM_STORED, err);
+    case Q3_WEIGHTS_AUTO:
+        break;
+    }
+    const bool takes = opened->kernels->few->multiply_bf12 != NULL;
+    if (make_budget(opened, takes ? Q3_FORM_BF12 : Q3_FORM_PLAIN, &too_small) &&
+        (takes || q3_opened_all_fits(opened)))
         return true;
     return make_budget(opened, Q3_FORM_STORED, err);
 }
@@ -116,7 +127,9 @@ static void describe(q3_opened *opened)
     info->config = config;
     info->threads = opened->team.count;
     info->kernels = opened->kernels->name;
-    info->plain = opened->model.form == Q3_FORM_PLAIN;
+    info->weights = opened->model.form == Q3_FORM_PLAIN  ? Q3_WEIGHTS_PLAIN
+                    : opened->model.form == Q3_FORM_BF12 ? Q3_WEIGHTS_BF12
+                                                         : Q3_WEIGHTS_STORED;
     info->experts = (uint64_t)config->num_hidden_layers * config->num_experts;
     info->held_experts = opened->model.held_count;
     info->pool_named = opened->pool.named;
@@ -137,7 +150,7 @@ bool q3_opened_create(const char *directory, const q3_engine_options *options, q
     opened->info.batch = options->batch ? options->batch : Q3_BATCH_TOKENS;
     const unsigned threads = options->threads ? options->threads : q3_workers_default();
     const bool ok = q3_team_create(threads, &opened->team, err) &&
-                    q3_model_open(directory, &opened->team, &opened->model, err) &&
+                    q3_model_open(directory, opened->kernels, &opened->team, &opened->model, err) &&
                     choose_context(opened, options->context, err) &&
                     q3_expert_pool_create(&opened->model, options->pool, &opened->pool, err) &&
                     set_rules(opened, options, err) &&

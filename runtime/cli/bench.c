@@ -174,7 +174,7 @@ static bool say(const bench *b, double probed, q3_error *err)
         printf("%s, %u threads, %s weights, %" PRIu32
                " slots a layer, %s reading by %u, memory reads %.2f "
                "GB/s\n",
-               info->kernels, info->threads, info->plain ? "plain" : "stored", info->slots_min,
+               info->kernels, info->threads, q3_weights_name(info->weights), info->slots_min,
                q3_io_mode_name(info->io), info->readers, probed / 1e9);
         printf("%s bytes of memory planned, %s taken at most\n",
                q3_grouped(info->memory.total, planned), q3_grouped(b->peak, peak));
@@ -188,7 +188,7 @@ static bool say(const bench *b, double probed, q3_error *err)
     q3_json_begin_object(&json, NULL);
     q3_json_put_string(&json, "kernels", info->kernels);
     q3_json_put_u64(&json, "threads", info->threads);
-    q3_json_put_string(&json, "weights", info->plain ? "plain" : "stored");
+    q3_json_put_string(&json, "weights", q3_weights_name(info->weights));
     q3_json_put_u64(&json, "expert_slots_a_layer", info->slots_min);
     q3_json_put_string(&json, "io", q3_io_mode_name(info->io));
     q3_json_put_u64(&json, "readers", info->readers);

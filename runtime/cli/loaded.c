@@ -123,9 +123,10 @@ bool q3_loaded_open(const char *pack, bool speaks, q3_loaded *loaded, q3_error *
 
 static q3_engine_weights weights_of(const char *name)
 {
-    if (name && strcmp(name, "plain") == 0)
-        return Q3_WEIGHTS_PLAIN;
-    return name && strcmp(name, "stored") == 0 ? Q3_WEIGHTS_STORED : Q3_WEIGHTS_AUTO;
+    q3_engine_weights weights = Q3_WEIGHTS_PLAIN;
+    while (weights != Q3_WEIGHTS_AUTO && (!name || strcmp(name, q3_weights_name(weights)) != 0))
+        weights--;
+    return weights;
 }
 
 static q3_io_mode io_of(const char *name)

@@ -15,6 +15,8 @@
 #ifndef Q3_KERNELS_H
 #define Q3_KERNELS_H
 
+#include "bf12.h"
+
 #include "base/cpu.h"
 #include "codec/bitplane_kernels.h"
 
@@ -46,6 +48,12 @@ typedef struct q3_products {
                            const void *const *panels, size_t vectors, float *const *y,
                            size_t first);
     unsigned fused_vectors; // beyond so many vectors decoding first is faster
+
+    // And from a block of bf12 (bf12.h): to the bit what `multiply` makes of the unpacked rows.
+    // columns is a multiple of 64, vectors at most bf12_vectors. NULL where there is none.
+    void (*multiply_bf12)(const q3_bf12 *block, size_t rows, size_t columns,
+                          const void *const *panels, size_t vectors, float *const *y, size_t first);
+    unsigned bf12_vectors; // beyond so many vectors unpacking first is faster
 } q3_products;
 
 enum {
@@ -81,6 +89,8 @@ typedef struct q3_kernels {
     // Products in a batch of a few tokens, and in one of Q3_MANY_TOKENS or more: the same, but
     // where a processor multiplies whole tiles. The second has no multiply_frame then.
     const q3_products *few, *many;
+
+    const q3_bf12_kernels *bf12;
 
     // y = weight * x / sqrt(mean(x^2) + epsilon), n numbers. y may be x.
     void (*rms_norm)(const float *x, const uint16_t *weight, float epsilon, size_t n, float *y);

@@ -137,7 +137,8 @@ static void make_experts(void)
                 (q3_block){.data = raw_memory + e * raw_at + raws_at[b]};
             blocks[1][e * blocks_an_expert + b] =
                 (q3_block){.data = frame_memory + e * frame_at + frames_at[b],
-                           .stored_bytes = (uint32_t)sizes[b]};
+                           .bytes = (uint32_t)sizes[b],
+                           .kind = Q3_BLOCK_FRAME};
         }
     }
 }
@@ -145,6 +146,7 @@ static void make_experts(void)
 // ---- products ----
 
 typedef struct product_run {
+    const q3_kernels *kernels;
     const q3_products *products;
     unsigned form; // 0: raw, 1: frames
     size_t vectors;
@@ -168,8 +170,8 @@ static void product_task(void *context, uint32_t index, unsigned worker)
         first += blocks_in[m];
     const q3_matrix matrix = {
         .blocks = first, .rows = rows_of[m], .columns = columns_of[m], .block_rows = block_rows[m]};
-    if (!q3_matrix_multiply(&matrix, block, run.products, run.panels[m], run.vectors, run.y,
-                            run.scratch[worker], run.coders[worker]))
+    if (!q3_matrix_multiply(&matrix, block, run.kernels, run.products, run.panels[m], run.vectors,
+                            run.y, run.scratch[worker], run.coders[worker]))
         die("a frame is broken");
 }
 
@@ -370,6 +372,7 @@ int main(int argc, char **argv)
         const q3_kernels *kernels = q3_kernels_for((q3_cpu_level)level);
         if (kernels == before)
             continue;
+        run.kernels = kernels;
         measure_products(kernels->few, workers, probe);
         if (kernels->many != kernels->few)
             measure_products(kernels->many, workers, probe);

@@ -497,6 +497,30 @@ static void check_bytes(const char *pack, unsigned threads, uint64_t memory, siz
     q3_engine_close(engine);
 }
 
+// In every form of weights, with all experts in memory and with one a layer.
+static void check_forms(const char *pack)
+{
+    static const q3_engine_weights forms[] = {Q3_WEIGHTS_BF12, Q3_WEIGHTS_STORED, Q3_WEIGHTS_PLAIN};
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++)
+        for (unsigned least = 0; least < 2; least++) {
+            q3_engine_options options = {.threads = 2, .weights = forms[i]};
+            q3_engine *engine = open_engine(pack, options);
+            assert_int_equal(q3_engine_describe(engine)->weights, forms[i]);
+            if (least) {
+                options.memory = q3_engine_describe(engine)->memory.minimum;
+                q3_engine_close(engine);
+                engine = open_engine(pack, options);
+                assert_int_equal(q3_engine_describe(engine)->slots_max, 1);
+            }
+            q3_session *session = create_session(engine);
+            memset(found_bytes, 0, sizeof found_bytes);
+            run_bytes(session, WHOLE, found_bytes);
+            assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+            q3_session_destroy(session);
+            q3_engine_close(engine);
+        }
+}
+
 static uint64_t budget_of(const char *pack, uint64_t more_slots)
 {
     q3_engine *engine = open_engine(pack, (q3_engine_options){.threads = 1});
@@ -532,6 +556,9 @@ static void test_same_bytes(void **state)
     check_bytes(plane_pack, 1, 0, WHOLE);
     check_bytes(plane_pack, 2, 0, 1);
     check_bytes(plane_pack, 3, 0, 3);
+    check_forms(zstd_pack);
+    check_forms(raw_pack);
+    check_forms(plane_pack);
     static const uint64_t slots[] = {0, 6, 40};
     for (size_t i = 0; i < sizeof slots / sizeof *slots; i++) {
         check_bytes(i % 2 ? raw_pack : zstd_pack, 1, budget_for(raw_pack, zstd_pack, slots[i]),
@@ -544,18 +571,33 @@ static void test_same_bytes(void **state)
 // ---- memory ----
 
 // A decoded expert of the model: three matrices of one block each, in whole pages. As it is stored,
-// its file: a page of header and one for each matrix, and the three blocks.
-enum { DECODED_SLOT = 4 * 4096, RAW_FILE = 4 * 4096, STORED_SLOT = RAW_FILE + 4096 };
+// its file: a page of header and one for each matrix, and the three blocks. As bf12 it has the room
+// of plain weights if the pack is raw, and its file is read to the last four of its pages.
+enum {
+    DECODED_SLOT = 4 * 4096,
+    RAW_FILE = 4 * 4096,
+    STORED_SLOT = RAW_FILE + 4096,
+    BF12_SLOT = RAW_FILE,
+};
 
 static void test_budget(void **state)
 {
     (void)state;
     q3_error error;
-    q3_engine *engine = open_engine(raw_pack, (q3_engine_options){.threads = 2});
-    assert_int_equal(q3_engine_describe(engine)->memory.experts,
-                     (uint64_t)LAYERS * EXPERTS * STORED_SLOT);
-    q3_engine_close(engine);
-    engine = open_engine(zstd_pack, (q3_engine_options){.threads = 2});
+    static const struct {
+        q3_engine_weights weights;
+        uint64_t slot;
+    } raw[] = {{Q3_WEIGHTS_STORED, STORED_SLOT}, {Q3_WEIGHTS_BF12, BF12_SLOT}};
+    q3_engine *engine;
+    for (size_t i = 0; i < sizeof raw / sizeof *raw; i++) {
+        engine =
+            open_engine(raw_pack, (q3_engine_options){.threads = 2, .weights = raw[i].weights});
+        assert_int_equal(q3_engine_describe(engine)->memory.experts,
+                         (uint64_t)LAYERS * EXPERTS * raw[i].slot);
+        q3_engine_close(engine);
+    }
+    q3_engine_options options = {.threads = 2, .weights = Q3_WEIGHTS_PLAIN};
+    engine = open_engine(zstd_pack, options);
     const q3_engine_info all = *q3_engine_describe(engine);
     q3_engine_close(engine);
     const uint64_t experts_bytes = all.memory.experts;
@@ -565,7 +607,7 @@ static void test_budget(void **state)
     assert_int_equal(all.memory.kv_cache, (uint64_t)LAYERS * 2 * 2 * 4096 * 32 * sizeof(float));
     assert_int_equal(all.memory.minimum + experts_bytes / EXPERTS * (EXPERTS - 1),
                      all.memory.total);
-    q3_engine_options options = {.threads = 2, .memory = all.memory.minimum};
+    options.memory = all.memory.minimum;
     engine = open_engine(zstd_pack, options);
     assert_int_equal(q3_engine_describe(engine)->slots_max, 1);
     assert_int_equal(q3_engine_describe(engine)->memory.total, all.memory.minimum);

@@ -412,6 +412,137 @@ static void test_broken_frames(void **state)
     }
 }
 
+// ---- bf12 ----
+
+// Weights whose exponents are a window from `lowest` on, but for one in `rare` (0: none) that is
+// anything, and the first and the last of all, which are the largest and the smallest there are.
+static void fill_window(uint16_t *weights, size_t count, unsigned lowest, unsigned rare)
+{
+    for (size_t i = 0; i < count; i++) {
+        const uint64_t bits = random_bits();
+        const unsigned exponent = rare && (bits >> 33) % rare == 0
+                                      ? (unsigned)(bits >> 8) & 0xff
+                                      : lowest + ((unsigned)bits >> 8 & 15);
+        weights[i] = (uint16_t)((bits & 0x8000) | exponent << 7 | (bits & 0x7f));
+    }
+    if (rare) {
+        weights[0] = 0xffff;
+        weights[count - 1] = 0;
+    }
+}
+
+// The block, of plain C and in the last bytes of a buffer, must be the same for all; and what comes
+// back, and the product.
+static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, unsigned lowest)
+{
+    enum { FIRST = 2, MOST = 8 };
+    const size_t count = rows * columns;
+    const size_t outside = q3_kernels_c.bf12->outside(weights, count, lowest);
+    const size_t bytes = count / 64 * 96 + (outside + 1) * sizeof(q3_bf12_exception);
+    buffer block = make_buffer(bytes);
+    q3_kernels_c.bf12->pack(weights, count, lowest, block.data);
+    const q3_bf12 bf12 = q3_bf12_at(block.data, count, lowest);
+    assert_int_equal(bf12.exceptions[outside].weight, UINT32_MAX);
+    for (unsigned t = 0; t < table_count; t++) {
+        buffer again = make_buffer(bytes), back = make_buffer(2 * count);
+        assert_int_equal(tables[t]->bf12->outside(weights, count, lowest), outside);
+        tables[t]->bf12->pack(weights, count, lowest, again.data);
+        assert_memory_equal(again.data + count / 64 * 96, bf12.exceptions, bytes - count / 64 * 96);
+        if (!outside)
+            assert_memory_equal(again.data, block.data, bytes);
+        const q3_bf12 other = q3_bf12_at(again.data, count, lowest);
+        tables[t]->bf12->unpack(&other, count, (uint16_t *)(void *)back.data);
+        assert_memory_equal(back.data, weights, 2 * count);
+        tables[t]->bf12->unpack(&bf12, count, (uint16_t *)(void *)back.data);
+        assert_memory_equal(back.data, weights, 2 * count);
+        free_buffer(&again);
+        free_buffer(&back);
+    }
+    for (unsigned i = 0; i < products_count; i++) {
+        const q3_products *p = products[i];
+        if (!p->multiply_bf12)
+            continue;
+        assert_in_range(p->bf12_vectors, 1, MOST);
+        buffer in[MOST], out[MOST], expected_out[MOST];
+        float *x[MOST], *y[MOST], *expected[MOST];
+        const void *panels[MOST];
+        for (size_t v = 0; v < p->bf12_vectors; v++) {
+            in[v] = make_floats(columns, &x[v]);
+            out[v] = make_floats(FIRST + rows, &y[v]);
+            expected_out[v] = make_floats(FIRST + rows, &expected[v]);
+        }
+        buffer arranged = arrange(p, (const float *const *)x, p->bf12_vectors, columns, panels);
+        p->multiply(weights, rows, columns, panels, p->bf12_vectors, expected, FIRST);
+        for (size_t vectors = 1; vectors <= p->bf12_vectors; vectors++) {
+            p->multiply_bf12(&bf12, rows, columns, panels, vectors, y, FIRST);
+            for (size_t v = 0; v < vectors; v++) {
+                assert_same(y[v] + FIRST, expected[v] + FIRST, rows);
+                memset(y[v], 0x55, (FIRST + rows) * sizeof(float));
+            }
+        }
+        free_buffer(&arranged);
+        for (size_t v = 0; v < p->bf12_vectors; v++) {
+            free_buffer(&in[v]);
+            free_buffer(&out[v]);
+            free_buffer(&expected_out[v]);
+        }
+    }
+    free_buffer(&block);
+}
+
+static void test_bf12(void **state)
+{
+    (void)state;
+    static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 33};
+    static const size_t columns[] = {64, 128, 192, 768, 2048};
+    static const unsigned rare[] = {0, 5, 60, 1000};
+    random_state = 9;
+    for (size_t a = 0; a < sizeof rows / sizeof *rows; a++)
+        for (size_t b = 0; b < sizeof columns / sizeof *columns; b++)
+            for (size_t c = 0; c < sizeof rare / sizeof *rare; c++) {
+                const unsigned lowest = (unsigned)(random_bits() % 121) * 2;
+                uint16_t *weights;
+                buffer matrix = make_weights(rows[a] * columns[b], &weights);
+                fill_window(weights, rows[a] * columns[b], lowest, rare[c]);
+                check_bf12(weights, rows[a], columns[b], lowest);
+                free_buffer(&matrix);
+            }
+    // Every bf16 number, with the lowest and the highest window.
+    enum { ALL = 1 << 16 };
+    uint16_t *all;
+    buffer numbers = make_weights(ALL, &all);
+    for (unsigned i = 0; i < ALL; i++)
+        all[i] = (uint16_t)i;
+    static const unsigned ends[] = {0, 112, Q3_BF12_LOWEST_MAX};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        assert_int_equal(q3_kernels_c.bf12->outside(all, ALL, ends[i]), ALL / 16 * 15);
+        check_bf12(all, ALL / 256, 256, ends[i]);
+    }
+    free_buffer(&numbers);
+}
+
+// The lowest of the windows that take in the most of the weights.
+static void test_bf12_window(void **state)
+{
+    (void)state;
+    static const struct {
+        unsigned first, last, window; // exponents that there are
+    } cases[] = {{0, 15, 0},   {240, 255, 240}, {101, 102, 88},  {100, 115, 100}, {101, 115, 100},
+                 {99, 99, 84}, {1, 1, 0},       {255, 255, 240}, {120, 124, 110}};
+    enum { COUNT = 1 << 17 };
+    uint16_t *weights;
+    buffer b = make_weights(COUNT, &weights);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        for (size_t count = 64; count <= COUNT; count *= 8) {
+            const unsigned exponents = cases[i].last - cases[i].first + 1;
+            for (size_t j = 0; j < count; j++)
+                weights[j] =
+                    (uint16_t)((cases[i].first + j % exponents) << 7 | (j & 0x7f) | (j & 1) << 15);
+            assert_int_equal(q3_bf12_window(weights, count), cases[i].window);
+        }
+    free_buffer(&b);
+}
+
 // ---- number by number ----
 
 static void test_rms_norm(void **state)
@@ -735,7 +866,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_multiply),      cmocka_unit_test(test_multiply_frame),
-        cmocka_unit_test(test_broken_frames), cmocka_unit_test(test_rms_norm),
+        cmocka_unit_test(test_broken_frames), cmocka_unit_test(test_bf12),
+        cmocka_unit_test(test_bf12_window),   cmocka_unit_test(test_rms_norm),
         cmocka_unit_test(test_rotate),        cmocka_unit_test(test_softmax),
         cmocka_unit_test(test_silu_multiply), cmocka_unit_test(test_add_scaled),
         cmocka_unit_test(test_conversions),   cmocka_unit_test(test_attend),

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "bf12_avx2.h"
 #include "codec/x86/bitplane_avx2.h"
 #include "vector_avx2.h"
 

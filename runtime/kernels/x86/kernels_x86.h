@@ -22,6 +22,7 @@
 #include "products.h"
 
 #include "attention.h"
+#include "bf12.h"
 
 static const q3_products products = {
     .name = Q3_KERNELS_LEVEL,
@@ -31,12 +32,15 @@ static const q3_products products = {
     .multiply = multiply,
     .multiply_frame = multiply_frame,
     .fused_vectors = FUSED_VECTORS,
+    .multiply_bf12 = multiply_bf12,
+    .bf12_vectors = BF12_VECTORS,
 };
 
 const q3_kernels Q3_KERNELS_NAME = {
     .name = Q3_KERNELS_LEVEL,
     .few = &products,
     .many = &products,
+    .bf12 = &bf12_kernels,
     .rms_norm = rms_norm,
     .rotate = rotate,
     .softmax = softmax,

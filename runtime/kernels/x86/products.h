@@ -174,10 +174,10 @@ ALWAYS_INLINE void multiply_rows(const uint16_t *weights, size_t apart, size_t c
         }
     }
     if (rows == TILE_ROWS) {
-        float sums[TILE_ROWS];
-        finish_four(evens, odds, sums);
+        float four[TILE_ROWS];
+        finish_four(evens, odds, four);
         for (unsigned r = 0; r < TILE_ROWS; r++)
-            y[r * apart] = sums[r];
+            y[r * apart] = four[r];
         return;
     }
     for (unsigned r = 0; r < rows; r++)

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From a bf12 group to its weights, with AVX-512 (BW).
+#ifndef Q3_KERNELS_X86_BF12_AVX512_H
+#define Q3_KERNELS_X86_BF12_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512i bf12_table; // the high byte of a bf16 number for each nibble, in each 16 bytes
+
+static inline bf12_table bf12_load_table(const uint8_t *high_bytes)
+{
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)high_bytes));
+}
+
+// The 64 weights of a group in order, 32 a vector.
+static inline void bf12_weights(const uint8_t *group, bf12_table table, __m512i weights[2])
+{
+    const __m256i nibbles = _mm256_loadu_si256((const __m256i *)(const void *)group);
+    const __m512i both =
+        _mm512_inserti64x4(_mm512_castsi256_si512(nibbles), _mm256_srli_epi16(nibbles, 4), 1);
+    const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(both, _mm512_set1_epi8(15)));
+    const __m512i low = _mm512_loadu_si512(group + 32);
+    weights[0] = _mm512_unpacklo_epi8(low, high);
+    weights[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+#endif
