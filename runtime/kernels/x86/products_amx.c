@@ -25,10 +25,11 @@ enum {
 // memory while the work goes along the columns in chunks, so that a chunk of two panels (32 KiB)
 // stays in the first cache for all the rows, and so that weights that come from memory can be
 // fetched a chunk ahead while all the panels are multiplied.
-enum { WORK_TILES = 12, WORK_PANELS = 8 };
-#ifndef CHUNK
-enum { CHUNK = 8 }; // steps
-#endif
+enum {
+    WORK_TILES = 12,
+    WORK_PANELS = 8,
+    CHUNK = 8, // steps
+};
 
 typedef struct work {
     size_t tiles, panels;
@@ -72,13 +73,9 @@ static inline void settle(void)
 
 static inline void fetch_ahead(const chunk *c, size_t tile, size_t height, size_t step)
 {
-#ifndef NO_FETCH
     for (size_t i = 0; i < height; i++)
         _mm_prefetch((const char *)c->tile[tile] + i * c->stride + (c->count + step) * 64,
                      _MM_HINT_T1);
-#else
-    (void)c, (void)tile, (void)height, (void)step;
-#endif
 }
 
 // Two tiles of rows times two panels.
