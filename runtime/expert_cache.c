@@ -96,9 +96,9 @@ static void *run_reader(void *argument)
     return NULL;
 }
 
-uint64_t q3_expert_readers_bytes(unsigned readers)
+uint64_t q3_expert_readers_bytes(const q3_model *model, unsigned readers)
 {
-    return readers * q3_region_part(Q3_BLOCK_BYTES_MAX, 1);
+    return readers * q3_region_part(q3_model_block_bytes(model), 1);
 }
 
 static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
@@ -108,15 +108,15 @@ static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
     cache->readers = cache->threads ? q3_alloc_zeroed(count, sizeof *cache->readers, err) : NULL;
     if (!cache->readers)
         return false;
-    // What q3_model_read_expert wants to make bf12 of a frame.
-    const bool shortens = cache->model->form == Q3_FORM_BF12;
-    if (shortens && !q3_region_create(q3_expert_readers_bytes(count), &cache->blocks, err))
+    const uint64_t block = q3_model_block_bytes(cache->model);
+    if (block &&
+        !q3_region_create(q3_expert_readers_bytes(cache->model, count), &cache->blocks, err))
         return false;
     for (unsigned i = 0; i < count; i++) {
         if (!(cache->readers[i].coder = q3_coder_create(err)))
             return false;
-        if (shortens)
-            cache->readers[i].block = q3_region_take(&cache->blocks, Q3_BLOCK_BYTES_MAX);
+        if (block)
+            cache->readers[i].block = q3_region_take(&cache->blocks, block);
     }
     // Readers need little stack, and there may be many.
     enum { STACK_BYTES = 512 << 10 };

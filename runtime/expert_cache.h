@@ -35,8 +35,8 @@ typedef struct q3_expert_cache_options {
     bool direct;      // around the page cache
 } q3_expert_cache_options;
 
-// Memory that so many readers want beside the slots if they make bf12 of what they read.
-uint64_t q3_expert_readers_bytes(unsigned readers);
+// Memory that so many readers want beside the slots.
+uint64_t q3_expert_readers_bytes(const q3_model *model, unsigned readers);
 
 // Memory of a slot of each layer: of the largest of the experts in members[layer][expert]. A layer
 // in which the pack has none of them gets 0.

@@ -414,6 +414,17 @@ static bool place_expert(const q3_config *config, q3_form form, const q3_place *
     return true;
 }
 
+static uint64_t longest_block(const expert_placement *to, const q3_pack *pack)
+{
+    const placement *parts[PARTS] = {&to->gate, &to->up, &to->down};
+    uint64_t longest = 0;
+    for (size_t i = 0; i < PARTS; i++)
+        for (uint32_t j = 0; j < parts[i]->blocks; j++)
+            if (frame_of(parts[i], pack, j)->raw_bytes > longest)
+                longest = frame_of(parts[i], pack, j)->raw_bytes;
+    return longest;
+}
+
 // ---- opening ----
 
 static const role dense_roles[] = {QUERY,      KEY,        VALUE,      OUTPUT,
@@ -433,6 +444,8 @@ static bool measure_file(const q3_model *model, q3_form form, uint32_t index, co
             return false;
         *bytes = to.bytes;
         model->file_reading[form][index] = to.reading;
+        if (form == Q3_FORM_BF12 && to.reading == Q3_READING_SHORTENS)
+            model->file_block_bytes[index] = longest_block(&to, pack);
     }
     for (size_t i = 0; i < DENSE_ROLES; i++) {
         const role which = dense_roles[i];
@@ -488,6 +501,15 @@ uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t e
     return file ? model->file_bytes[model->form][file - model->set.files] : 0;
 }
 
+uint64_t q3_model_block_bytes(const q3_model *model)
+{
+    uint64_t longest = 0;
+    for (size_t i = 0; model->form == Q3_FORM_BF12 && i < model->set.file_count; i++)
+        if (model->file_block_bytes[i] > longest)
+            longest = model->file_block_bytes[i];
+    return longest;
+}
+
 bool q3_model_open(const char *directory, const q3_kernels *kernels, const q3_team *team,
                    q3_model *model, q3_error *err)
 {
@@ -498,7 +520,9 @@ bool q3_model_open(const char *directory, const q3_kernels *kernels, const q3_te
     const size_t experts = (size_t)config->num_hidden_layers * config->num_experts;
     bool ok =
         (model->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *model->layers, err)) &&
-        (model->held = q3_alloc_zeroed(experts, sizeof *model->held, err));
+        (model->held = q3_alloc_zeroed(experts, sizeof *model->held, err)) &&
+        (model->file_block_bytes =
+             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_block_bytes, err));
     for (unsigned form = 0; ok && form < Q3_FORMS; form++)
         ok = (model->file_bytes[form] =
                   q3_alloc_zeroed(model->set.file_count, sizeof *model->file_bytes[form], err)) &&
@@ -523,6 +547,7 @@ void q3_model_close(q3_model *model)
     q3_region_destroy(&model->dense);
     free(model->layers);
     free(model->held);
+    free(model->file_block_bytes);
     for (unsigned form = 0; form < Q3_FORMS; form++) {
         free(model->file_bytes[form]);
         free(model->file_reading[form]);

@@ -53,6 +53,7 @@ typedef struct q3_model {
     // an expert.
     uint64_t *file_bytes[Q3_FORMS];
     q3_reading *file_reading[Q3_FORMS];
+    uint64_t *file_block_bytes; // of the longest frame that is made bf12
     q3_region dense;
 } q3_model;
 
@@ -82,9 +83,12 @@ uint64_t q3_model_dense_bytes(const q3_model *model);
 // Memory that an expert takes, a multiple of a page; 0 when the pack has not got it.
 uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
 
+// Memory that a reader's block needs for any expert.
+uint64_t q3_model_block_bytes(const q3_model *model);
+
 // Reads an expert to that much memory at a multiple of a page. Every checksum is verified. `direct`
 // asks for reading around the page cache, which is done for experts that are not decoded. The
-// reader has a block. *bytes_read becomes what was read from the file.
+// reader has a block of q3_model_block_bytes. *bytes_read becomes what was read from the file.
 bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
                           q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
                           uint64_t *bytes_read, q3_error *err);

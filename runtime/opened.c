@@ -61,8 +61,7 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
     opened->model.form = form;
     opened->budget.dense_bytes = q3_model_dense_bytes(&opened->model);
     opened->budget.decodes = decodes_experts(opened);
-    opened->budget.readers_bytes =
-        form == Q3_FORM_BF12 ? q3_expert_readers_bytes(opened->budget.readers) : 0;
+    opened->budget.readers_bytes = q3_expert_readers_bytes(&opened->model, opened->budget.readers);
     q3_expert_cache_slots(&opened->model, opened->model.held, opened->slot_bytes);
     return q3_budget_make(&opened->budget, &opened->info.memory, opened->slots, err);
 }

@@ -3,7 +3,7 @@
 
 #include "codec/bitplane_kernels.h"
 
-enum { SAMPLE = 1 << 14 }; // weights, at least, if there are as many
+enum { SAMPLE = 1 << 12 }; // weights, at least, if there are as many
 
 unsigned q3_bf12_window(const uint16_t *weights, size_t count)
 {
