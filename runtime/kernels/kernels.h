@@ -78,9 +78,10 @@ static inline size_t q3_score_stride(size_t positions)
 
 typedef struct q3_kernels {
     const char *name;
-    // Products in a batch of a few tokens, and in one of Q3_MANY_TOKENS or more: the same, but
-    // where a processor multiplies whole tiles. The second has no multiply_frame then.
+    // Products in a batch of a few tokens, and in one of `many_tokens` or more. They may be the
+    // same; else the second has no multiply_frame. Up to the level AVX-512 both give the same bits.
     const q3_products *few, *many;
+    unsigned many_tokens;
 
     // y = weight * x / sqrt(mean(x^2) + epsilon), n numbers. y may be x.
     void (*rms_norm)(const float *x, const uint16_t *weight, float epsilon, size_t n, float *y);
@@ -104,8 +105,6 @@ typedef struct q3_kernels {
     void (*widen)(const uint16_t *in, size_t n, float *out);
     void (*narrow)(const float *in, size_t n, uint16_t *out);
 } q3_kernels;
-
-enum { Q3_MANY_TOKENS = 16 };
 
 // The table for a level: the best versions up to it.
 const q3_kernels *q3_kernels_for(q3_cpu_level level);

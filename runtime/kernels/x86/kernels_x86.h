@@ -18,8 +18,17 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
+// Few copies of the body, for loops that would end too often.
+#define PRAGMA(text) _Pragma(#text)
+#if defined __clang__
+#define UNROLL_BY(copies) PRAGMA(clang loop unroll_count(copies))
+#else
+#define UNROLL_BY(copies) PRAGMA(GCC unroll copies)
+#endif
+
 #include "elements.h"
 #include "products.h"
+#include "products_many.h"
 
 #include "attention.h"
 
@@ -33,10 +42,19 @@ static const q3_products products = {
     .fused_vectors = FUSED_VECTORS,
 };
 
+static const q3_products many_products = {
+    .name = Q3_KERNELS_LEVEL,
+    .panel = 1,
+    .panel_bytes = many_panel_bytes,
+    .arrange = many_arrange,
+    .multiply = many_multiply,
+};
+
 const q3_kernels Q3_KERNELS_NAME = {
     .name = Q3_KERNELS_LEVEL,
     .few = &products,
-    .many = &products,
+    .many = &many_products,
+    .many_tokens = MANY_TOKENS,
     .rms_norm = rms_norm,
     .rotate = rotate,
     .softmax = softmax,
