@@ -28,7 +28,9 @@
 
 #include "elements.h"
 #include "products.h"
+#if WIDTH == 8
 #include "products_many.h"
+#endif
 
 #include "attention.h"
 
@@ -42,6 +44,7 @@ static const q3_products products = {
     .fused_vectors = FUSED_VECTORS,
 };
 
+#if WIDTH == 8
 static const q3_products many_products = {
     .name = Q3_KERNELS_LEVEL,
     .panel = 1,
@@ -49,6 +52,10 @@ static const q3_products many_products = {
     .arrange = many_arrange,
     .multiply = many_multiply,
 };
+#else
+enum { MANY_TOKENS = 1 };
+#define many_products products
+#endif
 
 const q3_kernels Q3_KERNELS_NAME = {
     .name = Q3_KERNELS_LEVEL,

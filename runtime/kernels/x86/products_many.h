@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Products with many vectors, for any width of vector: included behind products.h. To the bit what
-// they are there, in another order of the work.
+// Products with many vectors, with AVX2: included behind products.h. To the bit what they are
+// there, in another order of the work.
 //
 // A lane of an output's sums takes one place of each block, in the order of the columns. There the
 // lanes of a register are the places; here they are rows, and the places come one after the other:
@@ -25,8 +25,7 @@ enum {
     PACKED_BLOCKS = 16,
     // Vectors of pairs after each pair's place: places are not a multiple of 4 KiB apart.
     GAP = 6,
-    LANES = 8,  // that the tree adds up; of 16 lanes, pairs of them
-    LEVELS = 4, // of the tree, with its root
+    LEVELS = 4, // of the tree in which lanes are added, with its root
 };
 
 static bool takes_many(size_t columns)
@@ -142,19 +141,14 @@ ALWAYS_INLINE void add_lane(const packed *weights, const float *const *x, unsign
                             unsigned vectors, long_sums *levels, size_t stride)
 {
     const size_t blocks = weights->blocks;
-    floats total[LONG_VECTORS * 2];
+    const uint16_t *from = (const uint16_t *)(weights->pairs + lane * weights->stride);
+    floats total[LONG_VECTORS * 2], odds[LONG_VECTORS * 2];
+    add_place(from, x, 2 * lane * blocks, blocks, vectors, total);
+    // Shifted, a pair that begins with an odd place leaves that.
+    add_place(from + 1, x, (2 * lane + 1) * blocks, blocks, vectors, odds);
     UNROLL
-    for (unsigned part = 0; part < WIDTH / LANES; part++) {
-        const unsigned pair = lane + part * LANES;
-        const uint16_t *from = (const uint16_t *)(weights->pairs + pair * weights->stride);
-        floats evens[LONG_VECTORS * 2], odds[LONG_VECTORS * 2];
-        add_place(from, x, 2 * pair * blocks, blocks, vectors, evens);
-        // Shifted, a pair that begins with an odd place leaves that.
-        add_place(from + 1, x, (2 * pair + 1) * blocks, blocks, vectors, odds);
-        UNROLL
-        for (unsigned i = 0; i < 2 * vectors; i++)
-            total[i] = part ? total[i] + (evens[i] + odds[i]) : evens[i] + odds[i];
-    }
+    for (unsigned i = 0; i < 2 * vectors; i++)
+        total[i] = total[i] + odds[i];
     for (; lane % 2; lane /= 2, levels += stride) {
         UNROLL
         for (unsigned i = 0; i < 2 * vectors; i++)
@@ -212,8 +206,8 @@ static void multiply_packed(const packed *weights, size_t rows, const float *con
 {
     long_sums levels[LEVELS][GROUP_TILES];
     const size_t tiles = (vectors + LONG_VECTORS - 1) / LONG_VECTORS;
-    const size_t each = (ahead / (LANES * tiles) + 63) / 64 * 64;
-    for (unsigned lane = 0; lane < LANES; lane++)
+    const size_t each = (ahead / (WIDTH * tiles) + 63) / 64 * 64;
+    for (unsigned lane = 0; lane < WIDTH; lane++)
         for (size_t i = 0; i < tiles; i++) {
             const size_t v = tile_begin(vectors, tiles, i);
             for (size_t byte = 0; byte < each; byte += 64)

@@ -142,34 +142,6 @@ static inline pairs load_some_pairs(const uint16_t *from, size_t count)
     return _mm512_maskz_loadu_epi16((__mmask32)((UINT64_C(1) << count) - 1), from);
 }
 
-// A quarter of the pairs of rows 0, 4, 8 and 12.
-static inline pairs load_quarters(const uint16_t *from, size_t stride)
-{
-    pairs rows = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)from));
-    for (unsigned i = 1; i < 4; i++)
-        rows = _mm512_mask_broadcast_i32x4(
-            rows, (__mmask16)(0xf << 4 * i),
-            _mm_loadu_si128((const __m128i *)(const void *)(from + 4 * i * stride)));
-    return rows;
-}
-
-// Transposes the pairs of WIDTH rows: to[j * to_stride] is pair j of all of them.
-static inline void transpose(const uint16_t *from, size_t stride, pairs *to, size_t to_stride)
-{
-    for (unsigned quarter = 0; quarter < 4; quarter++, from += 8, to += 4 * to_stride) {
-        const pairs a = load_quarters(from, stride);
-        const pairs b = load_quarters(from + stride, stride);
-        const pairs c = load_quarters(from + 2 * stride, stride);
-        const pairs d = load_quarters(from + 3 * stride, stride);
-        const pairs ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
-        to[0] = _mm512_unpacklo_epi64(ab, cd);
-        to[to_stride] = _mm512_unpackhi_epi64(ab, cd);
-        const pairs ab_high = _mm512_unpackhi_epi32(a, b), cd_high = _mm512_unpackhi_epi32(c, d);
-        to[2 * to_stride] = _mm512_unpacklo_epi64(ab_high, cd_high);
-        to[3 * to_stride] = _mm512_unpackhi_epi64(ab_high, cd_high);
-    }
-}
-
 // The first numbers of the pairs, and the second ones.
 static inline floats even(pairs weights)
 {
