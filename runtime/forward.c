@@ -725,7 +725,8 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
         .cache = cache,
         .start = start,
         .count = count,
-        .products = count < Q3_MANY_TOKENS ? forward->kernels->few : forward->kernels->many,
+        .products =
+            count < forward->kernels->many_tokens ? forward->kernels->few : forward->kernels->many,
     };
     if (!q3_embedding_rows(forward->embedding, ids, count, forward->team, forward->scratch->hidden,
                            err))

@@ -5,6 +5,8 @@
 
 #include <pthread.h>
 
+enum { MANY_TOKENS = 16 };
+
 static q3_kernels bf16, amx;
 static pthread_once_t derive_once = PTHREAD_ONCE_INIT;
 
@@ -14,9 +16,11 @@ static void derive(void)
     bf16 = q3_kernels_avx512;
     bf16.name = "bf16";
     bf16.many = &q3_products_bf16;
+    bf16.many_tokens = MANY_TOKENS;
     amx = q3_kernels_avx512;
     amx.name = "amx";
     amx.many = &q3_products_amx;
+    amx.many_tokens = MANY_TOKENS;
 }
 
 const q3_kernels *q3_kernels_for(q3_cpu_level level)

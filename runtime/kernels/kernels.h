@@ -86,9 +86,10 @@ static inline size_t q3_score_stride(size_t positions)
 
 typedef struct q3_kernels {
     const char *name;
-    // Products in a batch of a few tokens, and in one of Q3_MANY_TOKENS or more: the same, but
-    // where a processor multiplies whole tiles. The second has no multiply_frame then.
+    // Products in a batch of a few tokens, and in one of `many_tokens` or more. They may be the
+    // same; else the second has no multiply_frame. Up to the level AVX-512 both give the same bits.
     const q3_products *few, *many;
+    unsigned many_tokens;
 
     const q3_bf12_kernels *bf12;
 
@@ -114,8 +115,6 @@ typedef struct q3_kernels {
     void (*widen)(const uint16_t *in, size_t n, float *out);
     void (*narrow)(const float *in, size_t n, uint16_t *out);
 } q3_kernels;
-
-enum { Q3_MANY_TOKENS = 16 };
 
 // The table for a level: the best versions up to it.
 const q3_kernels *q3_kernels_for(q3_cpu_level level);

@@ -254,6 +254,7 @@ const q3_kernels q3_kernels_c = {
     .name = "c",
     .few = &products,
     .many = &products,
+    .many_tokens = 1,
     .bf12 = &q3_bf12_kernels_c,
     .rms_norm = rms_norm,
     .rotate = rotate,

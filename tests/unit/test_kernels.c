@@ -244,6 +244,43 @@ static void test_multiply(void **state)
     }
 }
 
+// Where the level has no numbers of its own for them, many vectors give what few do.
+static void test_few_and_many(void **state)
+{
+    (void)state;
+    static const size_t columns[] = {1, 15, 16, 40, 64, 300, 768, 2048, 4096, 4097};
+    enum { ROWS = 37, VECTORS = 101 };
+    for (unsigned t = 0; t < table_count && strcmp(tables[t]->name, "bf16") != 0 &&
+                         strcmp(tables[t]->name, "amx") != 0;
+         t++) {
+        random_state = 12;
+        for (unsigned n = 0; n < sizeof columns / sizeof *columns; n++) {
+            uint16_t *weights;
+            float *x, *y[2][VECTORS];
+            const float *in[VECTORS];
+            const void *panels[VECTORS];
+            buffer matrix = make_weights(ROWS * columns[n], &weights);
+            buffer vectors = make_floats(VECTORS * columns[n], &x), out[2];
+            for (unsigned kind = 0; kind < 2; kind++) {
+                out[kind] = make_floats(VECTORS * ROWS, &y[kind][0]);
+                for (size_t v = 0; v < VECTORS; v++) {
+                    in[v] = x + v * columns[n];
+                    y[kind][v] = y[kind][0] + v * ROWS;
+                }
+                const q3_products *p = kind ? tables[t]->many : tables[t]->few;
+                buffer arranged = arrange(p, in, VECTORS, columns[n], panels);
+                p->multiply(weights, ROWS, columns[n], panels, VECTORS, y[kind], 0);
+                free_buffer(&arranged);
+            }
+            assert_same(y[0][0], y[1][0], VECTORS * ROWS);
+            free_buffer(&out[0]);
+            free_buffer(&out[1]);
+            free_buffer(&vectors);
+            free_buffer(&matrix);
+        }
+    }
+}
+
 // ---- frames ----
 
 enum frame_kind { LIKE_WEIGHTS, ESCAPES, LONG_CODES, ONE_EXPONENT, FRAME_KINDS };
@@ -865,12 +902,13 @@ static void test_attend(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_multiply),      cmocka_unit_test(test_multiply_frame),
-        cmocka_unit_test(test_broken_frames), cmocka_unit_test(test_bf12),
-        cmocka_unit_test(test_bf12_window),   cmocka_unit_test(test_rms_norm),
-        cmocka_unit_test(test_rotate),        cmocka_unit_test(test_softmax),
-        cmocka_unit_test(test_silu_multiply), cmocka_unit_test(test_add_scaled),
-        cmocka_unit_test(test_conversions),   cmocka_unit_test(test_attend),
+        cmocka_unit_test(test_multiply),       cmocka_unit_test(test_few_and_many),
+        cmocka_unit_test(test_multiply_frame), cmocka_unit_test(test_broken_frames),
+        cmocka_unit_test(test_rms_norm),       cmocka_unit_test(test_rotate),
+        cmocka_unit_test(test_softmax),        cmocka_unit_test(test_silu_multiply),
+        cmocka_unit_test(test_add_scaled),     cmocka_unit_test(test_conversions),
+        cmocka_unit_test(test_attend),         cmocka_unit_test(test_bf12),
+        cmocka_unit_test(test_bf12_window),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -18,8 +18,19 @@
 #define UNROLL _Pragma("GCC unroll 32")
 #endif
 
+// Few copies of the body, for loops that would end too often.
+#define PRAGMA(text) _Pragma(#text)
+#if defined __clang__
+#define UNROLL_BY(copies) PRAGMA(clang loop unroll_count(copies))
+#else
+#define UNROLL_BY(copies) PRAGMA(GCC unroll copies)
+#endif
+
 #include "elements.h"
 #include "products.h"
+#if WIDTH == 8
+#include "products_many.h"
+#endif
 
 #include "attention.h"
 #include "bf12.h"
@@ -36,10 +47,24 @@ static const q3_products products = {
     .bf12_vectors = BF12_VECTORS,
 };
 
+#if WIDTH == 8
+static const q3_products many_products = {
+    .name = Q3_KERNELS_LEVEL,
+    .panel = 1,
+    .panel_bytes = many_panel_bytes,
+    .arrange = many_arrange,
+    .multiply = many_multiply,
+};
+#else
+enum { MANY_TOKENS = 1 };
+#define many_products products
+#endif
+
 const q3_kernels Q3_KERNELS_NAME = {
     .name = Q3_KERNELS_LEVEL,
     .few = &products,
-    .many = &products,
+    .many = &many_products,
+    .many_tokens = MANY_TOKENS,
     .bf12 = &bf12_kernels,
     .rms_norm = rms_norm,
     .rotate = rotate,

@@ -143,6 +143,31 @@ static inline pairs load_some_pairs(const uint16_t *from, size_t count)
     return load_pairs(all);
 }
 
+// Half of the pairs of rows 0 and 4.
+static inline pairs load_halves(const uint16_t *from, size_t stride)
+{
+    return _mm256_inserti128_si256(
+        _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from)),
+        _mm_loadu_si128((const __m128i *)(const void *)(from + 4 * stride)), 1);
+}
+
+// Transposes the pairs of WIDTH rows: to[j * to_stride] is pair j of all of them.
+static inline void transpose(const uint16_t *from, size_t stride, pairs *to, size_t to_stride)
+{
+    for (unsigned half = 0; half < 2; half++, from += 8, to += 4 * to_stride) {
+        const pairs a = load_halves(from, stride);
+        const pairs b = load_halves(from + stride, stride);
+        const pairs c = load_halves(from + 2 * stride, stride);
+        const pairs d = load_halves(from + 3 * stride, stride);
+        const pairs ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+        to[0] = _mm256_unpacklo_epi64(ab, cd);
+        to[to_stride] = _mm256_unpackhi_epi64(ab, cd);
+        const pairs ab_high = _mm256_unpackhi_epi32(a, b), cd_high = _mm256_unpackhi_epi32(c, d);
+        to[2 * to_stride] = _mm256_unpacklo_epi64(ab_high, cd_high);
+        to[3 * to_stride] = _mm256_unpackhi_epi64(ab_high, cd_high);
+    }
+}
+
 // The first numbers of the pairs, and the second ones.
 static inline floats even(pairs weights)
 {

@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Products with many vectors, with AVX2: included behind products.h. To the bit what they are
+// there, in another order of the work.
+//
+// A lane of an output's sums takes one place of each block, in the order of the columns. There the
+// lanes of a register are the places; here they are rows, and the places come one after the other:
+// block by block, weights of many rows at one place are multiplied by one number of a vector. So a
+// tile has WIDTH times the outputs, and less goes through the first cache for each product. The
+// weights have to be packed for it, which pays from some ten vectors on: the pairs of a band of
+// rows are transposed, so that the same pair of all rows and blocks lies together. Vectors are
+// arranged alike: [place in a block][block].
+#ifndef Q3_KERNELS_X86_PRODUCTS_MANY_H
+#define Q3_KERNELS_X86_PRODUCTS_MANY_H
+
+enum {
+    MANY_TOKENS = 128, // eight or so for each expert of a model
+    // Packed, wider rows would be too large. They are multiplied as if by few vectors.
+    MANY_COLUMNS = 4096,
+    // A tile: its sums, the weights and a number fill the registers.
+    LONG_ROWS = 2 * WIDTH,
+    LONG_VECTORS = 6,
+    GROUP_TILES = 16, // that are computed together
+    // Blocks packed at a time, so that what is written makes whole lines of the cache.
+    PACKED_BLOCKS = 16,
+    // Vectors of pairs after each pair's place: places are not a multiple of 4 KiB apart.
+    GAP = 6,
+    LEVELS = 4, // of the tree in which lanes are added, with its root
+};
+
+static bool takes_many(size_t columns)
+{
+    return columns <= MANY_COLUMNS;
+}
+
+static size_t blocks_of(size_t columns)
+{
+    return (columns + BLOCK - 1) / BLOCK;
+}
+
+// An odd number of KiB: vectors that follow each other do not lie a multiple of 4 KiB apart.
+static size_t many_panel_bytes(size_t columns)
+{
+    const size_t bytes = panel_bytes(columns);
+    return takes_many(columns) ? ((bytes + 1023) / 1024 | 1) * 1024 : bytes;
+}
+
+static void many_arrange(const float *const *x, unsigned count, size_t columns, void *panel)
+{
+    if (!takes_many(columns)) {
+        arrange(x, count, columns, panel);
+        return;
+    }
+    const size_t blocks = blocks_of(columns);
+    float *to = panel;
+    for (size_t place = 0; place < BLOCK; place++)
+        for (size_t at = place; at < blocks * BLOCK; at += BLOCK)
+            *to++ = at < columns ? x[0][at] : 0;
+}
+
+// LONG_ROWS rows of weights: [pair in a block][block][row], a pair `stride` after the last. A
+// number more, because those at odd places are read from one before.
+typedef struct packed {
+    size_t blocks, stride;
+    pairs pairs[WIDTH * (2 * (MANY_COLUMNS / BLOCK) + GAP) + 1];
+} packed;
+
+// WIDTH rows and some blocks.
+static void pack_blocks(const uint16_t *weights, size_t columns, size_t blocks, pairs *to,
+                        size_t stride)
+{
+    for (size_t i = 0; i < blocks; i++)
+        transpose(weights + i * BLOCK, columns, to + 2 * i, stride);
+}
+
+// The same where rows or columns end.
+static void pack_rest(const uint16_t *weights, size_t columns, size_t rows, size_t left, pairs *to,
+                      size_t stride)
+{
+    uint16_t some[WIDTH * BLOCK] = {0};
+    for (size_t r = 0; r < rows; r++)
+        memcpy(some + r * BLOCK, weights + r * columns, left * sizeof *some);
+    transpose(some, BLOCK, to, stride);
+}
+
+static void pack(const uint16_t *weights, size_t rows, size_t columns, packed *to)
+{
+    to->blocks = blocks_of(columns);
+    to->stride = 2 * to->blocks + GAP;
+    for (size_t i = 0; i < to->blocks; i += PACKED_BLOCKS)
+        for (size_t half = 0; half < 2; half++) {
+            const size_t below = rows > half * WIDTH ? rows - half * WIDTH : 0;
+            const size_t left = columns - i * BLOCK;
+            const uint16_t *from = weights + (below ? half * WIDTH * columns : 0) + i * BLOCK;
+            pairs *at = to->pairs + 2 * i + half;
+            size_t done = 0;
+            if (below >= WIDTH) {
+                done = left / BLOCK < PACKED_BLOCKS ? left / BLOCK : PACKED_BLOCKS;
+                pack_blocks(from, columns, done, at, to->stride);
+            }
+            for (; done < PACKED_BLOCKS && done * BLOCK < left; done++) {
+                const size_t some = left - done * BLOCK;
+                pack_rest(from + done * BLOCK, columns, below < WIDTH ? below : WIDTH,
+                          some < BLOCK ? some : BLOCK, at + 2 * done, to->stride);
+            }
+        }
+}
+
+// The sums of a tile: [vector][row].
+typedef struct long_sums {
+    floats of[LONG_VECTORS * 2];
+} long_sums;
+
+// What the weights of one place, from the numbers of pairs on, give with the numbers of the
+// vectors there.
+ALWAYS_INLINE void add_place(const uint16_t *weights, const float *const *x, size_t at,
+                             size_t blocks, unsigned vectors, floats *sum)
+{
+    const float *from[LONG_VECTORS];
+    UNROLL
+    for (unsigned v = 0; v < vectors; v++) {
+        from[v] = x[v] + at;
+        sum[2 * v] = sum[2 * v + 1] = zero();
+    }
+    UNROLL_BY(2)
+    for (size_t i = 0; i < blocks; i++) {
+        const floats above = even(load_pairs(weights + i * 2 * BLOCK));
+        const floats below = even(load_pairs(weights + i * 2 * BLOCK + BLOCK));
+        UNROLL
+        for (unsigned v = 0; v < vectors; v++) {
+            const floats number = set_all(from[v][i]);
+            sum[2 * v] = multiply_add(above, number, sum[2 * v]);
+            sum[2 * v + 1] = multiply_add(below, number, sum[2 * v + 1]);
+        }
+    }
+}
+
+// Adds a lane to a tile's tree: levels[l * stride] is the sum of 2^l lanes that waits for the next
+// such one.
+ALWAYS_INLINE void add_lane(const packed *weights, const float *const *x, unsigned lane,
+                            unsigned vectors, long_sums *levels, size_t stride)
+{
+    const size_t blocks = weights->blocks;
+    const uint16_t *from = (const uint16_t *)(weights->pairs + lane * weights->stride);
+    floats total[LONG_VECTORS * 2], odds[LONG_VECTORS * 2];
+    add_place(from, x, 2 * lane * blocks, blocks, vectors, total);
+    // Shifted, a pair that begins with an odd place leaves that.
+    add_place(from + 1, x, (2 * lane + 1) * blocks, blocks, vectors, odds);
+    UNROLL
+    for (unsigned i = 0; i < 2 * vectors; i++)
+        total[i] = total[i] + odds[i];
+    for (; lane % 2; lane /= 2, levels += stride) {
+        UNROLL
+        for (unsigned i = 0; i < 2 * vectors; i++)
+            total[i] = levels->of[i] + total[i];
+    }
+    UNROLL
+    for (unsigned i = 0; i < 2 * vectors; i++)
+        levels->of[i] = total[i];
+}
+
+typedef void add_lane_some(const packed *weights, const float *const *x, unsigned lane,
+                           long_sums *levels, size_t stride);
+
+#define ADD_LANE(vectors)                                                                       \
+    static void add_lane_##vectors(const packed *weights, const float *const *x, unsigned lane, \
+                                   long_sums *levels, size_t stride)                            \
+    {                                                                                           \
+        add_lane(weights, x, lane, vectors, levels, stride);                                    \
+    }
+
+ADD_LANE(1)
+ADD_LANE(2)
+ADD_LANE(3)
+ADD_LANE(4)
+ADD_LANE(5)
+ADD_LANE(6)
+
+static add_lane_some *const add_lane_of[] = {
+    [1] = add_lane_1, [2] = add_lane_2, [3] = add_lane_3,
+    [4] = add_lane_4, [5] = add_lane_5, [6] = add_lane_6,
+};
+
+// The first vector of a tile, of tiles of nearly equal size.
+static size_t tile_begin(size_t vectors, size_t tiles, size_t tile)
+{
+    return vectors * tile / tiles;
+}
+
+static void finish_tile(const long_sums *tile, size_t vectors, size_t rows, float *const *y,
+                        size_t first)
+{
+    for (size_t v = 0; v < vectors; v++)
+        for (size_t half = 0; half < 2 && half * WIDTH < rows; half++) {
+            const size_t below = rows - half * WIDTH;
+            store_some(y[v] + first + half * WIDTH, tile->of[2 * v + half],
+                       below < WIDTH ? below : WIDTH);
+        }
+}
+
+// Packed rows and a group of vectors. `ahead` bytes from `next` on, which are needed soon, are
+// fetched meanwhile.
+static void multiply_packed(const packed *weights, size_t rows, const float *const *x,
+                            size_t vectors, float *const *y, size_t first, const uint8_t *next,
+                            size_t ahead)
+{
+    long_sums levels[LEVELS][GROUP_TILES];
+    const size_t tiles = (vectors + LONG_VECTORS - 1) / LONG_VECTORS;
+    const size_t each = (ahead / (WIDTH * tiles) + 63) / 64 * 64;
+    for (unsigned lane = 0; lane < WIDTH; lane++)
+        for (size_t i = 0; i < tiles; i++) {
+            const size_t v = tile_begin(vectors, tiles, i);
+            for (size_t byte = 0; byte < each; byte += 64)
+                _mm_prefetch((const char *)next + byte, _MM_HINT_T0);
+            next += each;
+            add_lane_of[tile_begin(vectors, tiles, i + 1) - v](weights, x + v, lane, &levels[0][i],
+                                                               GROUP_TILES);
+        }
+    for (size_t i = 0; i < tiles; i++) {
+        const size_t v = tile_begin(vectors, tiles, i);
+        finish_tile(&levels[LEVELS - 1][i], tile_begin(vectors, tiles, i + 1) - v, rows, y + v,
+                    first);
+    }
+}
+
+static void many_multiply(const uint16_t *weights, size_t rows, size_t columns,
+                          const void *const *panels, size_t vectors, float *const *y, size_t first)
+{
+    if (!takes_many(columns)) {
+        multiply(weights, rows, columns, panels, vectors, y, first);
+        return;
+    }
+    const float *const *x = (const float *const *)panels;
+    packed band;
+    for (size_t r = 0, some; r < rows; r += some) {
+        some = rows - r < LONG_ROWS ? rows - r : LONG_ROWS;
+        const size_t left = rows - r - some, next = left < LONG_ROWS ? left : LONG_ROWS;
+        pack(weights + r * columns, some, columns, &band);
+        for (size_t v = 0, group; v < vectors; v += group) {
+            enum { GROUP = GROUP_TILES * LONG_VECTORS };
+            group = vectors - v < GROUP ? vectors - v : GROUP;
+            multiply_packed(&band, some, x + v, group, y + v, first + r,
+                            (const uint8_t *)(weights + (r + some) * columns),
+                            v == 0 ? next * columns * sizeof *weights : 0);
+        }
+    }
+}
+
+#endif
