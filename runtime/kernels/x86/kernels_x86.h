@@ -28,12 +28,12 @@
 
 #include "elements.h"
 #include "products.h"
-#if WIDTH == 8
-#include "products_many.h"
-#endif
 
 #include "attention.h"
 #include "bf12.h"
+#if WIDTH == 8
+#include "products_many.h"
+#endif
 
 static const q3_products products = {
     .name = Q3_KERNELS_LEVEL,
@@ -54,6 +54,8 @@ static const q3_products many_products = {
     .panel_bytes = many_panel_bytes,
     .arrange = many_arrange,
     .multiply = many_multiply,
+    .multiply_bf12 = many_multiply_bf12,
+    .bf12_vectors = UINT_MAX,
 };
 #else
 enum { MANY_TOKENS = 1 };

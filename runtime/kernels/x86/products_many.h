@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Products with many vectors, with AVX2: included behind products.h. To the bit what they are
-// there, in another order of the work.
+// Products with many vectors, with AVX2: included behind products.h and bf12.h. To the bit what
+// they are there, in another order of the work.
 //
 // A lane of an output's sums takes one place of each block, in the order of the columns. There the
 // lanes of a register are the places; here they are rows, and the places come one after the other:
@@ -12,6 +12,8 @@
 // arranged alike: [place in a block][block].
 #ifndef Q3_KERNELS_X86_PRODUCTS_MANY_H
 #define Q3_KERNELS_X86_PRODUCTS_MANY_H
+
+#include <limits.h>
 
 enum {
     MANY_TOKENS = 128, // eight or so for each expert of a model
@@ -83,27 +85,69 @@ static void pack_rest(const uint16_t *weights, size_t columns, size_t rows, size
     transpose(some, BLOCK, to, stride);
 }
 
-static void pack(const uint16_t *weights, size_t rows, size_t columns, packed *to)
+// PACKED_BLOCKS blocks from number `block` on, or the last ones of the `left` columns that there
+// are. `weights` are those of the first of them, `columns` apart from row to row.
+static void pack_columns(const uint16_t *weights, size_t columns, size_t rows, size_t left,
+                         size_t block, packed *to)
+{
+    for (size_t half = 0; half < 2; half++) {
+        const size_t below = rows > half * WIDTH ? rows - half * WIDTH : 0;
+        const uint16_t *from = weights + (below ? half * WIDTH * columns : 0);
+        pairs *at = to->pairs + 2 * block + half;
+        size_t done = 0;
+        if (below >= WIDTH) {
+            done = left / BLOCK < PACKED_BLOCKS ? left / BLOCK : PACKED_BLOCKS;
+            pack_blocks(from, columns, done, at, to->stride);
+        }
+        for (; done < PACKED_BLOCKS && done * BLOCK < left; done++) {
+            const size_t some = left - done * BLOCK;
+            pack_rest(from + done * BLOCK, columns, below < WIDTH ? below : WIDTH,
+                      some < BLOCK ? some : BLOCK, at + 2 * done, to->stride);
+        }
+    }
+}
+
+static void begin_packed(size_t columns, packed *to)
 {
     to->blocks = blocks_of(columns);
     to->stride = 2 * to->blocks + GAP;
+}
+
+static void pack(const uint16_t *weights, size_t rows, size_t columns, packed *to)
+{
+    begin_packed(columns, to);
     for (size_t i = 0; i < to->blocks; i += PACKED_BLOCKS)
-        for (size_t half = 0; half < 2; half++) {
-            const size_t below = rows > half * WIDTH ? rows - half * WIDTH : 0;
-            const size_t left = columns - i * BLOCK;
-            const uint16_t *from = weights + (below ? half * WIDTH * columns : 0) + i * BLOCK;
-            pairs *at = to->pairs + 2 * i + half;
-            size_t done = 0;
-            if (below >= WIDTH) {
-                done = left / BLOCK < PACKED_BLOCKS ? left / BLOCK : PACKED_BLOCKS;
-                pack_blocks(from, columns, done, at, to->stride);
-            }
-            for (; done < PACKED_BLOCKS && done * BLOCK < left; done++) {
-                const size_t some = left - done * BLOCK;
-                pack_rest(from + done * BLOCK, columns, below < WIDTH ? below : WIDTH,
-                          some < BLOCK ? some : BLOCK, at + 2 * done, to->stride);
-            }
+        pack_columns(weights + i * BLOCK, columns, rows, columns - i * BLOCK, i, to);
+}
+
+// Rows of bf12 from `row` on, a piece at a time, which stays in the first cache. *exception is the
+// first that is not before them, and becomes that behind them.
+static void pack_bf12(const q3_bf12 *block, size_t row, size_t rows, size_t columns,
+                      const q3_bf12_exception **exception, packed *to)
+{
+    enum { PIECE = PACKED_BLOCKS * BLOCK, PIECE_GROUPS = PIECE / Q3_BF12_GROUP };
+    const bf12_table table = bf12_table_of(block);
+    const size_t groups = columns / Q3_BF12_GROUP;
+    pairs piece[LONG_ROWS][PIECE_GROUPS][GROUP_BLOCKS];
+    begin_packed(columns, to);
+    for (size_t i = 0; i < groups; i += PIECE_GROUPS) {
+        const size_t some = groups - i < PIECE_GROUPS ? groups - i : PIECE_GROUPS;
+        for (size_t r = 0; r < rows; r++) {
+            const uint8_t *group = block->groups + ((row + r) * groups + i) * Q3_BF12_GROUP_BYTES;
+            for (size_t g = 0; g < some; g++)
+                bf12_weights(group + g * Q3_BF12_GROUP_BYTES, table, piece[r][g]);
         }
+        pack_columns((const uint16_t *)(const void *)piece, PIECE, rows,
+                     columns - i * Q3_BF12_GROUP, i * Q3_BF12_GROUP / BLOCK, to);
+    }
+    const size_t first = row * columns;
+    for (; (*exception)->weight < first + rows * columns; (*exception)++) {
+        const size_t r = ((*exception)->weight - first) / columns;
+        const size_t column = ((*exception)->weight - first) % columns;
+        pairs *at = to->pairs + column % BLOCK / 2 * to->stride + column / BLOCK * 2 + r / WIDTH;
+        memcpy((uint8_t *)at + (r % WIDTH * 2 + column % 2) * sizeof(uint16_t),
+               &(*exception)->value, sizeof(uint16_t));
+    }
 }
 
 // The sums of a tile: [vector][row].
@@ -223,6 +267,24 @@ static void multiply_packed(const packed *weights, size_t rows, const float *con
     }
 }
 
+// The same with any number of vectors.
+static void multiply_band_by_all(const packed *weights, size_t rows, const float *const *x,
+                                 size_t vectors, float *const *y, size_t first, const uint8_t *next,
+                                 size_t ahead)
+{
+    enum { GROUP = GROUP_TILES * LONG_VECTORS };
+    for (size_t v = 0, group; v < vectors; v += group, ahead = 0) {
+        group = vectors - v < GROUP ? vectors - v : GROUP;
+        multiply_packed(weights, rows, x + v, group, y + v, first, next, ahead);
+    }
+}
+
+// Rows of a band from row r on, and of the band behind it.
+static size_t band_rows(size_t rows, size_t r)
+{
+    return rows - r < LONG_ROWS ? rows - r : LONG_ROWS;
+}
+
 static void many_multiply(const uint16_t *weights, size_t rows, size_t columns,
                           const void *const *panels, size_t vectors, float *const *y, size_t first)
 {
@@ -230,19 +292,35 @@ static void many_multiply(const uint16_t *weights, size_t rows, size_t columns,
         multiply(weights, rows, columns, panels, vectors, y, first);
         return;
     }
-    const float *const *x = (const float *const *)panels;
     packed band;
     for (size_t r = 0, some; r < rows; r += some) {
-        some = rows - r < LONG_ROWS ? rows - r : LONG_ROWS;
-        const size_t left = rows - r - some, next = left < LONG_ROWS ? left : LONG_ROWS;
+        some = band_rows(rows, r);
         pack(weights + r * columns, some, columns, &band);
-        for (size_t v = 0, group; v < vectors; v += group) {
-            enum { GROUP = GROUP_TILES * LONG_VECTORS };
-            group = vectors - v < GROUP ? vectors - v : GROUP;
-            multiply_packed(&band, some, x + v, group, y + v, first + r,
-                            (const uint8_t *)(weights + (r + some) * columns),
-                            v == 0 ? next * columns * sizeof *weights : 0);
-        }
+        multiply_band_by_all(&band, some, (const float *const *)panels, vectors, y, first + r,
+                             (const uint8_t *)(weights + (r + some) * columns),
+                             band_rows(rows, r + some) * columns * sizeof *weights);
+    }
+}
+
+static void many_multiply_bf12(const q3_bf12 *block, size_t rows, size_t columns,
+                               const void *const *panels, size_t vectors, float *const *y,
+                               size_t first)
+{
+    if (!takes_many(columns)) {
+        for (size_t v = 0; v < vectors; v += BF12_VECTORS)
+            multiply_bf12(block, rows, columns, panels + v,
+                          vectors - v < BF12_VECTORS ? vectors - v : BF12_VECTORS, y + v, first);
+        return;
+    }
+    packed band;
+    const size_t row_bytes = columns / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES;
+    const q3_bf12_exception *exception = block->exceptions;
+    for (size_t r = 0, some; r < rows; r += some) {
+        some = band_rows(rows, r);
+        pack_bf12(block, r, some, columns, &exception, &band);
+        multiply_band_by_all(&band, some, (const float *const *)panels, vectors, y, first + r,
+                             block->groups + (r + some) * row_bytes,
+                             band_rows(rows, r + some) * row_bytes);
     }
 }
 
