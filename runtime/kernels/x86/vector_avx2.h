@@ -138,9 +138,13 @@ static inline pairs load_pairs(const uint16_t *from)
 // The first `count` numbers, at most 2 * WIDTH, and zeros.
 static inline pairs load_some_pairs(const uint16_t *from, size_t count)
 {
-    uint16_t all[2 * WIDTH] = {0};
-    memcpy(all, from, count * sizeof *from);
-    return load_pairs(all);
+    const __m256i whole =
+        _mm256_maskload_epi32((const int *)(const void *)from, lanes_below(count / 2));
+    if (count % 2 == 0)
+        return whole;
+    const __m256i last = _mm256_cmpeq_epi32(_mm256_set1_epi32((int)(count / 2)),
+                                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_or_si256(whole, _mm256_and_si256(last, _mm256_set1_epi32(from[count - 1])));
 }
 
 // Half of the pairs of rows 0 and 4.
