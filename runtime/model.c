@@ -394,6 +394,12 @@ uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t e
     return file ? model->file_bytes[model->form][file - model->set.files] : 0;
 }
 
+uint64_t q3_model_expert_file_bytes(const q3_model *model, uint32_t layer, uint32_t expert)
+{
+    const q3_set_file *file = find_expert(model, layer, expert);
+    return file ? file->size : 0;
+}
+
 bool q3_model_open(const char *directory, const q3_team *team, q3_model *model, q3_error *err)
 {
     *model = (q3_model){0};
@@ -580,14 +586,28 @@ static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_rea
     return q3_reader_tensor(reader, pack, to->tensor, raw, err);
 }
 
-bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+static bool expert_stays(const q3_model *model, const q3_set_file *file)
+{
+    return model->file_stays[model->form][file - model->set.files];
+}
+
+bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          q3_file *file, q3_error *err)
+{
+    const q3_set_file *listed = find_expert(model, layer, expert);
+    *file = (q3_file){.fd = -1};
+    return !expert_stays(model, listed) ||
+           q3_set_open_image(&model->set, listed, direct, file, err);
+}
+
+bool q3_model_take_expert(const q3_model *model, uint32_t layer, uint32_t expert,
                           q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
-                          uint64_t *bytes_read, q3_error *err)
+                          q3_error *err)
 {
     const q3_set_file *file = find_expert(model, layer, expert);
-    const bool stays = model->file_stays[model->form][file - model->set.files];
+    const bool stays = expert_stays(model, file);
     q3_pack pack;
-    if (!(stays ? q3_set_load_pack(&model->set, file, direct, memory, &pack, err)
+    if (!(stays ? q3_set_parse_image(&model->set, file, memory, &pack, err)
                 : q3_model_open_part(model, &file->place, &pack, err)))
         return false;
     expert_placement to;
@@ -600,7 +620,6 @@ bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert
                    : decode_matrix(parts[i], &pack, reader, &next, matrices[i], err);
     q3_pack_close(&pack);
     result->number = expert;
-    *bytes_read = file->size;
     return ok;
 }
 

@@ -72,11 +72,20 @@ uint64_t q3_model_dense_bytes(const q3_model *model);
 // Memory that an expert takes, a multiple of a page; 0 when the pack has not got it.
 uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
 
-// Reads an expert to that much memory at a multiple of a page. Every checksum is verified. `direct`
-// asks for reading around the page cache. *bytes_read becomes what was read from the file.
-bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+// Reading an expert to that much memory, at a multiple of a page, takes three steps, so that
+// several threads can share the second. Opening gives the file that is to be read to the beginning
+// of the memory, whole, with q3_file_read_piece (around the page cache if `direct`); of an expert
+// that does not stay as it is stored there is none: *file is a closed one of size 0. Taking
+// verifies every checksum and finds the matrices in the image; what does not stay is read and
+// decoded then.
+bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          q3_file *file, q3_error *err);
+bool q3_model_take_expert(const q3_model *model, uint32_t layer, uint32_t expert,
                           q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
-                          uint64_t *bytes_read, q3_error *err);
+                          q3_error *err);
+
+// The size of an expert's file; 0 when the pack has not got it.
+uint64_t q3_model_expert_file_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
 
 // Says what is wrong with a part whose frames have turned out not to decode although their
 // checksums are right.

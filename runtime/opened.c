@@ -99,8 +99,9 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
                     .threads = opened->team.count},
         .sessions = options->sessions ? options->sessions : 1,
         .narrow = options->narrow_kv,
-        // How many a probe will find best is not known yet.
-        .readers = options->readers ? options->readers : Q3_PROBE_READERS_MAX,
+        // How many a probe will find best is not known yet. One more checks what they have read.
+        .readers = (options->readers ? options->readers : Q3_PROBE_READERS_MAX) + 1,
+        .ahead = Q3_AHEAD_MAX,
         .tokenizer = options->tokenizer,
         .kept_logits = options->kept_logits,
         .memory = options->memory,
