@@ -500,22 +500,34 @@ bool q3_set_open_pack(const q3_set *set, const q3_set_file *file, q3_pack *pack,
     return ok;
 }
 
-bool q3_set_load_pack(const q3_set *set, const q3_set_file *file, bool direct, uint8_t *image,
-                      q3_pack *pack, q3_error *err)
+bool q3_set_open_image(const q3_set *set, const q3_set_file *file, bool direct, q3_file *source,
+                       q3_error *err)
+{
+    *source = (q3_file){.fd = -1};
+    char *path = pack_path(set, file, err);
+    if (!path)
+        return false;
+    bool ok = q3_file_open_whole(path, direct, source, err);
+    if (!ok)
+        tell_absent(path, err);
+    else if (!check_size(file, path, source->size, err)) {
+        q3_file_close(source);
+        ok = false;
+    }
+    free(path);
+    return ok;
+}
+
+bool q3_set_parse_image(const q3_set *set, const q3_set_file *file, const uint8_t *image,
+                        q3_pack *pack, q3_error *err)
 {
     *pack = (q3_pack){.file = {.fd = -1}};
     char *path = pack_path(set, file, err);
     if (!path)
         return false;
-    q3_file source;
     uint64_t needed;
-    bool ok = q3_file_open_whole(path, direct, &source, err);
-    if (!ok)
-        tell_absent(path, err);
-    ok = ok && check_size(file, path, source.size, err) && q3_file_read_whole(&source, image, err);
-    q3_file_close(&source);
-    const q3_bytes bytes = {image, (size_t)file->size};
-    ok = ok && q3_pack_parse(path, bytes, file->size, pack, &needed, err);
+    bool ok =
+        q3_pack_parse(path, (q3_bytes){image, (size_t)file->size}, file->size, pack, &needed, err);
     if (ok && !check_pack(file, pack, err)) {
         q3_pack_close(pack);
         ok = false;

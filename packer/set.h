@@ -74,11 +74,14 @@ const q3_set_file *q3_set_find_tensor(const q3_set *set, const char *name, uint3
 // root, the names of its tensors. An absent file is Q3_INCOMPLETE.
 bool q3_set_open_pack(const q3_set *set, const q3_set_file *file, q3_pack *pack, q3_error *err);
 
-// The same for the whole file, read to `image` in one go (see q3_file_open_whole for `direct` and
-// for what memory it wants). The pack has no open file then; closing it does not touch the image.
-// Checked are header and directory, not the frames.
-bool q3_set_load_pack(const q3_set *set, const q3_set_file *file, bool direct, uint8_t *image,
-                      q3_pack *pack, q3_error *err);
+// The same in two steps, for a caller that reads the whole file itself: opens it, of the size that
+// pack.json gives (see q3_file_open_whole for `direct`), and makes a pack of the image that was
+// read from it. That pack has no open file; closing it does not touch the image. Checked are header
+// and directory, not the frames.
+bool q3_set_open_image(const q3_set *set, const q3_set_file *file, bool direct, q3_file *source,
+                       q3_error *err);
+bool q3_set_parse_image(const q3_set *set, const q3_set_file *file, const uint8_t *image,
+                        q3_pack *pack, q3_error *err);
 
 // Path of a file inside the directory, to free().
 char *q3_set_path(const q3_set *set, const char *name, q3_error *err);

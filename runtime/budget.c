@@ -36,6 +36,20 @@ static uint64_t experts_bytes(const q3_budget_request *request, uint32_t a_layer
     return total;
 }
 
+// As many experts may be read ahead as what the slots leave has room for.
+static unsigned count_ahead(const q3_budget_request *request, uint64_t left, uint32_t a_layer,
+                            uint64_t *slot_bytes)
+{
+    *slot_bytes = 0;
+    for (uint32_t i = 0; i < request->config->num_hidden_layers; i++)
+        if (request->slot_bytes[i] > *slot_bytes)
+            *slot_bytes = request->slot_bytes[i];
+    if (a_layer >= request->config->num_experts || *slot_bytes == 0)
+        return 0;
+    const uint64_t room = left / *slot_bytes;
+    return room < request->ahead ? (unsigned)room : request->ahead;
+}
+
 static bool refuse(const q3_budget_request *request, const q3_memory_plan *plan, q3_error *err)
 {
     char budget[Q3_GROUPED_MAX], minimum[Q3_GROUPED_MAX], dense[Q3_GROUPED_MAX];
@@ -92,9 +106,19 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
     while (a_layer < config->num_experts &&
            experts_bytes(request, a_layer + 1) <= plan->budget - fixed)
         a_layer++;
+    // Reading one ahead is worth more than one slot of many.
+    enum { MANY = 16, FEW_AHEAD = 2 };
+    uint64_t left = plan->budget - fixed - experts_bytes(request, a_layer), ahead_bytes;
+    plan->ahead = count_ahead(request, left, a_layer, &ahead_bytes);
+    if (plan->ahead < FEW_AHEAD && plan->ahead < request->ahead && a_layer >= MANY &&
+        a_layer < config->num_experts) {
+        a_layer--;
+        left = plan->budget - fixed - experts_bytes(request, a_layer);
+        plan->ahead = count_ahead(request, left, a_layer, &ahead_bytes);
+    }
     for (uint32_t i = 0; i < config->num_hidden_layers; i++)
         slots[i] = request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer;
-    plan->experts = experts_bytes(request, a_layer);
+    plan->experts = experts_bytes(request, a_layer) + plan->ahead * ahead_bytes;
     plan->total = fixed + plan->experts;
     return true;
 }

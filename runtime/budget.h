@@ -20,7 +20,8 @@ typedef struct q3_budget_request {
     uint32_t sessions;
     bool narrow; // the KV cache is bf16
     unsigned readers;
-    bool decodes;           // readers decode experts: not all stay as the pack stores them
+    unsigned ahead;         // experts that may be read ahead where not all fit, if there is room
+    bool decodes;           // readers decode experts whole, or by zstd
     uint64_t readers_bytes; // that they want for it beside that
     bool tokenizer;         // the process has the tokenizer and a sampler, too
     uint32_t kept_logits;   // rows of logits beside the sessions'

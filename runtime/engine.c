@@ -50,7 +50,8 @@ static bool reserve(q3_engine *engine, q3_error *err)
 {
     q3_opened *opened = &engine->opened;
     const q3_expert_cache_options options = {.readers = opened->info.readers,
-                                             .direct = opened->info.io == Q3_IO_DIRECT};
+                                             .direct = opened->info.io == Q3_IO_DIRECT,
+                                             .ahead = opened->info.memory.ahead};
     return q3_scratch_create(&opened->budget.scratch, &engine->scratch, err) &&
            q3_expert_cache_create(&opened->model, &options, opened->slots, opened->slot_bytes,
                                   &engine->experts, err);
@@ -154,6 +155,10 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .expert_misses = experts.misses,
         .expert_bytes = experts.bytes_read,
         .expert_seconds = experts.waiting_seconds,
+        .reading_seconds = experts.reading_seconds,
+        .experts_ahead = experts.ahead,
+        .experts_ahead_used = experts.ahead_used,
+        .unused_bytes = experts.ahead_unused_bytes,
         .embedding_bytes = q3_embedding_bytes_read(engine->opened.embedding),
         .computed_bytes = q3_forward_bytes(&engine->forward),
         .routed_tokens = engine->opened.routing.tokens,

@@ -24,7 +24,8 @@ typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
 // The form of weights in memory (see model.h). Left open it is bf12 if the processor has products
-// for it; else plain where all of them fit the budget so, else stored.
+// for it and a quarter of the experts fit the budget; without such products plain where all of them
+// fit; else stored.
 typedef enum q3_engine_weights {
     Q3_WEIGHTS_AUTO,
     Q3_WEIGHTS_BF12,
@@ -75,6 +76,7 @@ typedef struct q3_memory_plan {
     uint64_t total;   // the sum
     uint64_t minimum; // the sum with one expert a layer
     uint64_t budget;  // that was given or found
+    unsigned ahead;   // experts that may be read ahead; their memory is in `experts`
 } q3_memory_plan;
 
 typedef struct q3_engine_info {
@@ -117,8 +119,12 @@ typedef struct q3_engine_statistics {
     uint64_t expert_hits, expert_misses; // experts that a batch needed in a layer
     uint64_t expert_bytes;               // read for them from the pack
     double expert_seconds;               // in which there was nothing to compute but theirs
-    uint64_t embedding_bytes;            // read from the pack
-    uint64_t computed_bytes;             // weights, keys and values gone through, see forward.h
+    double reading_seconds;              // in which at least one thread was reading
+    // Experts that were read ahead, whole or in part, of these the ones that were needed then, and
+    // what was read of the others, which expert_bytes does not count.
+    uint64_t experts_ahead, experts_ahead_used, unused_bytes;
+    uint64_t embedding_bytes; // read from the pack
+    uint64_t computed_bytes;  // weights, keys and values gone through, see forward.h
     // The share of what the router wanted (see routing.h) that is outside the pool or not in the
     // pack, summed over the tokens routed and over the layers.
     uint64_t routed_tokens;

@@ -21,19 +21,51 @@ typedef struct slot {
 typedef struct layer_set {
     slot *slots;
     uint32_t count;
+    uint64_t slot_bytes;
     uint32_t *scores; // [expert]
 } layer_set;
 
-// An expert that is being read. Those of a visit are numbered in the order in which they were
-// asked for.
+// What becomes of an expert that is to be read.
+typedef enum load_state {
+    LOAD_NEW,     // nobody has begun
+    LOAD_OPENING, // a reader opens its file
+    LOAD_READING, // pieces of the file are handed out to readers
+    LOAD_TAKING,  // the last reader checks it
+    LOAD_DONE,
+    LOAD_FAILED,
+} load_state;
+
 typedef struct expert_load {
-    uint32_t expert;
-    slot *to;
-    bool done, failed;
-    uint64_t bytes_read;
-    double seconds;
+    uint32_t layer, expert;
+    uint8_t *memory; // where to
+    load_state state;
+    bool failed;   // .error says why
+    bool dropped;  // nobody wants it any more
+    unsigned busy; // readers at work on it
+    q3_file file;
+    uint64_t image; // where in the memory it is read to
+    uint64_t given; // bytes of the file that were handed out
+    q3_expert result;
     q3_error error;
+    // Of a visit:
+    slot *to;
+    uint64_t use; // its number, for the slot
+    bool collected;
 } expert_load;
+
+// An expert that a layer will probably need, and memory that it is read to: not yet a slot of the
+// layer. When the layer does ask for it, this memory changes places with that of the slot that is
+// given up for it, and the load is one of the visit.
+typedef struct ahead_load {
+    expert_load load;
+    uint8_t *memory;
+    bool used, asked_for;
+    uint32_t rank; // the likeliest first
+} ahead_load;
+
+// A reader reads so much at a time. Large enough for the disk's full rate with one reader; a read
+// that is asked for waits for no more than one such piece of one that is not.
+enum { PIECE_BYTES = 2 << 20 };
 
 struct q3_expert_cache {
     const q3_model *model;
@@ -42,55 +74,183 @@ struct q3_expert_cache {
     slot *slots;      // of all layers
     uint32_t *scores; // of all layers
     q3_region memory;
+    uint64_t ahead_bytes; // of the memory of each of `ahead`
     uint64_t uses, visits;
-    q3_expert_counts counts;
     // For one visit: an entry an expert of the model.
     q3_expert *group;
     slot **group_slots;
     uint32_t *missing;
+    expert_load *loads;
 
     pthread_t *threads;
-    q3_frame_reader *readers;
+    q3_frame_reader *frame_readers;
     q3_region blocks; // the memory of theirs
-    unsigned readers_wanted, reader_count, started;
+    unsigned threads_wanted, thread_count, started;
     pthread_mutex_t lock;
     pthread_cond_t work, arrival;
     // Under the lock:
-    expert_load *loads; // of the visit in hand
-    uint32_t layer, asked, taken, finished;
+    q3_expert_counts counts;
+    expert_load **wanted; // what the visit in hand has asked for: its own loads, or some of `ahead`
+    uint32_t asked;
+    ahead_load ahead[Q3_AHEAD_MAX];
+    unsigned ahead_count;
+    unsigned readers, reading; // that may read at the same time, and that do
+    unsigned reading_ahead;    // of these, what nobody has asked for
+    double reading_since;      // when `reading` became more than 0
+    bool holding;              // nothing is read ahead until the next visit has asked
     bool closing;
 };
 
 // ---- reading ----
 
-static void read_load(const q3_expert_cache *cache, uint32_t layer, expert_load *load,
-                      q3_frame_reader *reader)
+// Is there something of it, in this state, for one more reader?
+static bool has_work(const expert_load *load, load_state state)
 {
-    const double started = q3_now();
-    load->failed =
-        !q3_model_read_expert(cache->model, layer, load->expert, cache->direct, reader,
-                              load->to->memory, &load->to->expert, &load->bytes_read, &load->error);
-    load->seconds = q3_now() - started;
+    return load->state == state && !load->dropped && !load->failed &&
+           (state == LOAD_NEW || load->given < load->file.size);
+}
+
+// What a reader does next: what is asked for before what is expected, what is begun before what is
+// not, so that each is there as soon as it can be. Called with the lock held, like all below.
+static expert_load *find_work(q3_expert_cache *cache)
+{
+    static const load_state order[] = {LOAD_READING, LOAD_NEW};
+    if (cache->reading == cache->readers)
+        return NULL;
+    for (size_t i = 0; i < sizeof order / sizeof *order; i++)
+        for (uint32_t j = 0; j < cache->asked; j++)
+            if (has_work(cache->wanted[j], order[i]))
+                return cache->wanted[j];
+    if (cache->reading_ahead || cache->holding)
+        return NULL;
+    ahead_load *first = NULL;
+    for (unsigned i = 0; i < cache->ahead_count; i++) {
+        ahead_load *other = &cache->ahead[i];
+        const bool begun = has_work(&other->load, LOAD_READING);
+        if (!other->used || other->asked_for || (!begun && !has_work(&other->load, LOAD_NEW)))
+            continue;
+        if (begun)
+            return &other->load;
+        if (!first || other->rank < first->rank)
+            first = other;
+    }
+    return first ? &first->load : NULL;
+}
+
+static bool is_ahead(const q3_expert_cache *cache, const expert_load *load)
+{
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        if (load == &cache->ahead[i].load)
+            return !cache->ahead[i].asked_for;
+    return false;
+}
+
+static void begin_reading(q3_expert_cache *cache, bool ahead)
+{
+    if (cache->reading++ == 0)
+        cache->reading_since = q3_now();
+    cache->reading_ahead += ahead;
+}
+
+static void end_reading(q3_expert_cache *cache, bool ahead)
+{
+    if (--cache->reading == 0)
+        cache->counts.reading_seconds += q3_now() - cache->reading_since;
+    cache->reading_ahead -= ahead;
+}
+
+static void fail_load(expert_load *load, const q3_error *error)
+{
+    if (!load->failed)
+        load->error = *error;
+    load->failed = true;
+}
+
+static void open_load(q3_expert_cache *cache, expert_load *load)
+{
+    q3_error error;
+    load->state = LOAD_OPENING;
+    pthread_mutex_unlock(&cache->lock);
+    const bool ok = q3_model_open_expert(cache->model, load->layer, load->expert, cache->direct,
+                                         &load->file, &load->image, &error);
+    pthread_mutex_lock(&cache->lock);
+    load->state = LOAD_READING;
+    if (!ok)
+        fail_load(load, &error);
+    // The other pieces are for everybody.
+    else if (load->file.size > PIECE_BYTES)
+        pthread_cond_broadcast(&cache->work);
+}
+
+static void read_piece(q3_expert_cache *cache, expert_load *load)
+{
+    q3_error error;
+    const uint64_t offset = load->given, rest = load->file.size - offset;
+    const size_t size = rest < PIECE_BYTES ? (size_t)rest : PIECE_BYTES;
+    load->given += size;
+    pthread_mutex_unlock(&cache->lock);
+    const bool ok =
+        q3_file_read_piece(&load->file, offset, load->memory + load->image + offset, size, &error);
+    pthread_mutex_lock(&cache->lock);
+    if (!ok)
+        fail_load(load, &error);
+}
+
+// The last reader of a load ends it.
+static void take_load(q3_expert_cache *cache, expert_load *load, q3_frame_reader *reader)
+{
+    q3_error error;
+    bool ok = !load->failed && !load->dropped;
+    load->state = LOAD_TAKING;
+    // There may be something to read meanwhile.
+    pthread_cond_signal(&cache->work);
+    pthread_mutex_unlock(&cache->lock);
+    q3_file_close(&load->file);
+    const bool take = ok;
+    ok = ok && q3_model_take_expert(cache->model, load->layer, load->expert, reader, load->memory,
+                                    &load->result, &error);
+    pthread_mutex_lock(&cache->lock);
+    if (take && !ok)
+        fail_load(load, &error);
+    load->state = ok ? LOAD_DONE : LOAD_FAILED;
+}
+
+static void work_on(q3_expert_cache *cache, expert_load *load, q3_frame_reader *reader)
+{
+    const bool ahead = is_ahead(cache, load);
+    load->busy++;
+    begin_reading(cache, ahead);
+    if (load->state == LOAD_NEW)
+        open_load(cache, load);
+    if (has_work(load, LOAD_READING))
+        read_piece(cache, load);
+    // What is not read here but decoded reads in the last step.
+    const bool reads = load->file.size == 0 && !load->failed && !load->dropped;
+    if (!reads)
+        end_reading(cache, ahead);
+    if (load->busy == 1 && !has_work(load, LOAD_READING))
+        take_load(cache, load, reader);
+    if (reads)
+        end_reading(cache, ahead);
+    if (--load->busy)
+        return;
+    pthread_cond_signal(&cache->arrival);
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        if (load == &cache->ahead[i].load && load->dropped && !cache->ahead[i].asked_for)
+            cache->ahead[i].used = false;
 }
 
 static void *run_reader(void *argument)
 {
     q3_expert_cache *cache = argument;
     pthread_mutex_lock(&cache->lock);
-    q3_frame_reader *reader = &cache->readers[cache->started++];
+    q3_frame_reader *reader = &cache->frame_readers[cache->started++];
     while (!cache->closing) {
-        if (cache->taken == cache->asked) {
+        expert_load *load = find_work(cache);
+        if (load)
+            work_on(cache, load, reader);
+        else
             pthread_cond_wait(&cache->work, &cache->lock);
-            continue;
-        }
-        expert_load *load = &cache->loads[cache->taken++];
-        const uint32_t layer = cache->layer;
-        pthread_mutex_unlock(&cache->lock);
-        read_load(cache, layer, load, reader);
-        pthread_mutex_lock(&cache->lock);
-        load->done = true;
-        cache->finished++;
-        pthread_cond_signal(&cache->arrival);
     }
     pthread_mutex_unlock(&cache->lock);
     return NULL;
@@ -98,25 +258,28 @@ static void *run_reader(void *argument)
 
 uint64_t q3_expert_readers_bytes(const q3_model *model, unsigned readers)
 {
-    return readers * q3_region_part(q3_model_block_bytes(model), 1);
+    return (readers + UINT64_C(1)) * q3_region_part(q3_model_block_bytes(model), 1);
 }
 
-static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
+// One more than may read at the same time: it checks what the others have read.
+static bool start_readers(q3_expert_cache *cache, unsigned readers, q3_error *err)
 {
-    cache->readers_wanted = count;
+    const unsigned count = cache->threads_wanted = readers + 1;
+    cache->readers = readers;
     cache->threads = q3_alloc_zeroed(count, sizeof *cache->threads, err);
-    cache->readers = cache->threads ? q3_alloc_zeroed(count, sizeof *cache->readers, err) : NULL;
-    if (!cache->readers)
+    cache->frame_readers =
+        cache->threads ? q3_alloc_zeroed(count, sizeof *cache->frame_readers, err) : NULL;
+    if (!cache->frame_readers)
         return false;
     const uint64_t block = q3_model_block_bytes(cache->model);
     if (block &&
-        !q3_region_create(q3_expert_readers_bytes(cache->model, count), &cache->blocks, err))
+        !q3_region_create(q3_expert_readers_bytes(cache->model, readers), &cache->blocks, err))
         return false;
     for (unsigned i = 0; i < count; i++) {
-        if (!(cache->readers[i].coder = q3_coder_create(err)))
+        if (!(cache->frame_readers[i].coder = q3_coder_create(err)))
             return false;
         if (block)
-            cache->readers[i].block = q3_region_take(&cache->blocks, block);
+            cache->frame_readers[i].block = q3_region_take(&cache->blocks, block);
     }
     // Readers need little stack, and there may be many.
     enum { STACK_BYTES = 512 << 10 };
@@ -124,14 +287,14 @@ static bool start_readers(q3_expert_cache *cache, unsigned count, q3_error *err)
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     int error = 0;
-    while (!error && cache->reader_count < count) {
+    while (!error && cache->thread_count < count) {
         error =
-            pthread_create(&cache->threads[cache->reader_count], &attributes, run_reader, cache);
-        cache->reader_count += !error;
+            pthread_create(&cache->threads[cache->thread_count], &attributes, run_reader, cache);
+        cache->thread_count += !error;
     }
     pthread_attr_destroy(&attributes);
     return !error || q3_fail(err, Q3_FAILED, "cannot start reader %u of %u: %s",
-                             cache->reader_count + 1, count, strerror(error));
+                             cache->thread_count + 1, count, strerror(error));
 }
 
 static void stop_readers(q3_expert_cache *cache)
@@ -140,14 +303,16 @@ static void stop_readers(q3_expert_cache *cache)
     cache->closing = true;
     pthread_cond_broadcast(&cache->work);
     pthread_mutex_unlock(&cache->lock);
-    for (unsigned i = 0; i < cache->reader_count; i++)
+    for (unsigned i = 0; i < cache->thread_count; i++)
         pthread_join(cache->threads[i], NULL);
-    for (unsigned i = 0; cache->readers && i < cache->readers_wanted; i++) {
-        q3_coder_destroy(cache->readers[i].coder);
-        free(cache->readers[i].stored);
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        q3_file_close(&cache->ahead[i].load.file);
+    for (unsigned i = 0; cache->frame_readers && i < cache->threads_wanted; i++) {
+        q3_coder_destroy(cache->frame_readers[i].coder);
+        free(cache->frame_readers[i].stored);
     }
     q3_region_destroy(&cache->blocks);
-    free(cache->readers);
+    free(cache->frame_readers);
     free(cache->threads);
 }
 
@@ -156,6 +321,7 @@ static void stop_readers(q3_expert_cache *cache)
 void q3_expert_cache_slots(const q3_model *model, const bool *members, uint64_t *slot_bytes)
 {
     const q3_config *config = model->config;
+    uint64_t largest = 0;
     for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
         slot_bytes[i] = 0;
         for (uint32_t j = 0; j < config->num_experts; j++) {
@@ -164,7 +330,12 @@ void q3_expert_cache_slots(const q3_model *model, const bool *members, uint64_t 
             if (bytes > slot_bytes[i])
                 slot_bytes[i] = bytes;
         }
+        if (slot_bytes[i] > largest)
+            largest = slot_bytes[i];
     }
+    for (uint32_t i = 0; i < config->num_hidden_layers; i++)
+        if (slot_bytes[i] > largest - largest / 16)
+            slot_bytes[i] = largest;
 }
 
 bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options *options,
@@ -186,7 +357,11 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
     for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
         total += slots[i];
         bytes += slots[i] * slot_bytes[i];
+        if (slot_bytes[i] > cache->ahead_bytes)
+            cache->ahead_bytes = slot_bytes[i];
     }
+    cache->ahead_count = options->ahead;
+    bytes += options->ahead * cache->ahead_bytes;
     bool ok =
         (cache->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *cache->layers, err)) &&
         (cache->slots = q3_alloc_zeroed(total, sizeof *cache->slots, err)) &&
@@ -196,6 +371,7 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
         (cache->group_slots =
              q3_alloc_zeroed(config->num_experts, sizeof *cache->group_slots, err)) &&
         (cache->loads = q3_alloc_zeroed(config->num_experts, sizeof *cache->loads, err)) &&
+        (cache->wanted = q3_alloc_zeroed(config->num_experts, sizeof *cache->wanted, err)) &&
         (cache->missing = q3_alloc_zeroed(config->num_experts, sizeof *cache->missing, err)) &&
         q3_region_create(bytes, &cache->memory, err) && start_readers(cache, options->readers, err);
     if (!ok) {
@@ -206,11 +382,14 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
     for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
         cache->layers[i] = (layer_set){.slots = next,
                                        .count = slots[i],
+                                       .slot_bytes = slot_bytes[i],
                                        .scores = cache->scores + (size_t)i * config->num_experts};
         for (uint32_t j = 0; j < slots[i]; j++, next++)
             *next = (slot){.expert = {.number = EMPTY},
                            .memory = q3_region_take(&cache->memory, slot_bytes[i])};
     }
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        cache->ahead[i].memory = q3_region_take(&cache->memory, cache->ahead_bytes);
     *result = cache;
     return true;
 }
@@ -230,16 +409,22 @@ void q3_expert_cache_destroy(q3_expert_cache *cache)
     free(cache->group);
     free(cache->group_slots);
     free(cache->loads);
+    free(cache->wanted);
     free(cache->missing);
     free(cache);
 }
 
-q3_expert_counts q3_expert_cache_counts(const q3_expert_cache *cache)
+q3_expert_counts q3_expert_cache_counts(q3_expert_cache *cache)
 {
-    return cache->counts;
+    pthread_mutex_lock(&cache->lock);
+    q3_expert_counts counts = cache->counts;
+    if (cache->reading)
+        counts.reading_seconds += q3_now() - cache->reading_since;
+    pthread_mutex_unlock(&cache->lock);
+    return counts;
 }
 
-// ---- visiting ----
+// ---- slots ----
 
 static slot *find_slot(const layer_set *set, uint32_t expert)
 {
@@ -277,22 +462,129 @@ static slot *find_slot_to_fill(const layer_set *set, uint64_t visit)
     return worst;
 }
 
+// ---- expecting ----
+
+static ahead_load *find_ahead(q3_expert_cache *cache, uint32_t layer, uint32_t expert)
+{
+    for (unsigned i = 0; i < cache->ahead_count; i++) {
+        ahead_load *ahead = &cache->ahead[i];
+        if (ahead->used && !ahead->load.dropped && ahead->load.layer == layer &&
+            ahead->load.expert == expert)
+            return ahead;
+    }
+    return NULL;
+}
+
+// Forgets what nobody has asked for; while readers are at work on it, its memory stays taken.
+static void drop_ahead(q3_expert_cache *cache, ahead_load *ahead)
+{
+    expert_load *load = &ahead->load;
+    if (!load->dropped && load->state != LOAD_NEW) {
+        cache->counts.ahead++;
+        // What is decoded as it is read has no pieces.
+        cache->counts.ahead_unused_bytes +=
+            load->state == LOAD_DONE
+                ? q3_model_expert_file_bytes(cache->model, load->layer, load->expert)
+                : load->given;
+    }
+    load->dropped = true;
+    if (load->busy)
+        return;
+    q3_file_close(&load->file);
+    ahead->used = false;
+}
+
+static ahead_load *find_free_ahead(q3_expert_cache *cache)
+{
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        if (!cache->ahead[i].used)
+            return &cache->ahead[i];
+    return NULL;
+}
+
+bool q3_expert_cache_expects(const q3_expert_cache *cache, uint32_t layer)
+{
+    const layer_set *set = &cache->layers[layer];
+    return cache->ahead_count > 0 && set->slot_bytes == cache->ahead_bytes &&
+           set->count < cache->model->config->num_experts;
+}
+
+void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
+                            uint32_t count, bool after_visit)
+{
+    const layer_set *set = &cache->layers[layer];
+    pthread_mutex_lock(&cache->lock);
+    cache->holding = after_visit;
+    for (unsigned i = 0; i < cache->ahead_count; i++) {
+        ahead_load *ahead = &cache->ahead[i];
+        if (!ahead->used || ahead->load.layer != layer)
+            continue;
+        bool listed = false;
+        for (uint32_t j = 0; j < count && !listed; j++)
+            listed = ahead->load.expert == experts[j];
+        if (!listed || ahead->load.state == LOAD_NEW)
+            drop_ahead(cache, ahead);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        if (find_slot(set, experts[i]) || find_ahead(cache, layer, experts[i]))
+            continue;
+        ahead_load *ahead = find_free_ahead(cache);
+        if (!ahead)
+            break;
+        ahead->used = true;
+        ahead->asked_for = false;
+        ahead->rank = i;
+        ahead->load = (expert_load){
+            .layer = layer, .expert = experts[i], .memory = ahead->memory, .file = {.fd = -1}};
+    }
+    if (find_work(cache))
+        pthread_cond_signal(&cache->work);
+    pthread_mutex_unlock(&cache->lock);
+}
+
+// ---- visiting ----
+
 // One call of q3_expert_cache_visit.
 typedef struct visiting {
     q3_expert_cache *cache;
     layer_set *set;
+    uint32_t layer;
     uint32_t missing, asked; // of cache->missing
-    uint32_t collected;      // of cache->loads
+    uint32_t collected;      // of cache->wanted
     uint32_t in_group;
+    uint64_t first_use; // the number of the first missing one's
 } visiting;
 
-static void add_to_group(visiting *v, slot *from)
+static void add_to_group(visiting *v, slot *from, uint64_t use)
 {
-    from->last_use = ++v->cache->uses;
+    from->last_use = use;
     from->visit = v->cache->visits;
     from->busy = true;
     v->cache->group_slots[v->in_group] = from;
     v->cache->group[v->in_group++] = from->expert;
+}
+
+// A load of the visit's next missing expert: the one under way, if it was expected.
+static expert_load *make_load(visiting *v, slot *to)
+{
+    q3_expert_cache *cache = v->cache;
+    const uint32_t expert = cache->missing[v->asked];
+    ahead_load *ahead = find_ahead(cache, v->layer, expert);
+    // What could not be read ahead is tried again, for the visit to fail with.
+    if (!ahead || ahead->load.failed) {
+        expert_load *load = &cache->loads[v->asked];
+        *load = (expert_load){
+            .layer = v->layer, .expert = expert, .memory = to->memory, .file = {.fd = -1}};
+        return load;
+    }
+    if (ahead->load.state != LOAD_NEW) {
+        cache->counts.ahead++;
+        cache->counts.ahead_used++;
+    }
+    ahead->asked_for = true;
+    ahead->memory = to->memory;
+    to->memory = ahead->load.memory;
+    return &ahead->load;
 }
 
 // Asks the readers for as many of the missing experts as there are slots for.
@@ -306,37 +598,57 @@ static void ask(visiting *v)
         // Until it is read whole, the slot holds nothing that anybody could find.
         to->expert.number = EMPTY;
         to->busy = true;
-        cache->loads[v->asked] = (expert_load){.expert = cache->missing[v->asked], .to = to};
-        v->asked++;
+        expert_load *load = cache->wanted[v->asked] = make_load(v, to);
+        load->to = to;
+        load->use = v->first_use + v->asked++;
     }
     cache->asked = v->asked;
-    if (v->asked > before)
+    cache->holding = false;
+    if (v->asked > before || find_work(cache))
         pthread_cond_broadcast(&cache->work);
     pthread_mutex_unlock(&cache->lock);
 }
 
-// Takes over what has been read, in the order in which it was asked for, so that which expert a
-// slot holds afterwards does not depend on the readers' pace. Waits for the first. False after a
-// failure.
+// What may be taken over now: while slots are still to be given up for others, what has been asked
+// for first, so that which expert a slot holds afterwards does not depend on the readers' pace;
+// then whatever is there.
+static expert_load *find_arrived(const visiting *v)
+{
+    q3_expert_cache *cache = v->cache;
+    for (uint32_t i = 0; i < v->asked; i++) {
+        expert_load *load = cache->wanted[i];
+        if (load->collected)
+            continue;
+        if (load->busy == 0 && (load->state == LOAD_DONE || load->state == LOAD_FAILED))
+            return load;
+        if (v->asked < v->missing)
+            return NULL;
+    }
+    return NULL;
+}
+
+// Takes over what has been read. Waits for the first. False after a failure.
 static bool collect(visiting *v)
 {
     q3_expert_cache *cache = v->cache;
-    bool ok = true;
+    expert_load *load;
     pthread_mutex_lock(&cache->lock);
-    if (!cache->loads[v->collected].done) {
+    if (!find_arrived(v)) {
         const double started = q3_now();
-        while (!cache->loads[v->collected].done)
+        while (!find_arrived(v))
             pthread_cond_wait(&cache->arrival, &cache->lock);
         cache->counts.waiting_seconds += q3_now() - started;
     }
-    while (ok && v->collected < v->asked && cache->loads[v->collected].done) {
-        const expert_load *load = &cache->loads[v->collected];
-        ok = !load->failed;
+    bool ok = true;
+    while (ok && (load = find_arrived(v))) {
+        ok = load->state == LOAD_DONE;
         if (!ok)
             break;
-        cache->counts.bytes_read += load->bytes_read;
-        cache->counts.read_seconds += load->seconds;
-        add_to_group(v, load->to);
+        load->collected = true;
+        load->to->expert = load->result;
+        cache->counts.bytes_read +=
+            q3_model_expert_file_bytes(cache->model, load->layer, load->expert);
+        add_to_group(v, load->to, load->use);
         v->collected++;
     }
     pthread_mutex_unlock(&cache->lock);
@@ -359,40 +671,61 @@ static void give_up(visiting *v, q3_error *err)
 {
     q3_expert_cache *cache = v->cache;
     pthread_mutex_lock(&cache->lock);
-    cache->asked = cache->taken;
-    while (cache->finished < cache->taken)
-        pthread_cond_wait(&cache->arrival, &cache->lock);
-    pthread_mutex_unlock(&cache->lock);
-    for (uint32_t i = v->asked; i-- > v->collected;) {
-        expert_load *load = &cache->loads[i];
+    for (uint32_t i = 0; i < v->asked; i++)
+        cache->wanted[i]->dropped = true;
+    for (uint32_t i = v->asked; i-- > 0;) {
+        expert_load *load = cache->wanted[i];
+        while (load->busy)
+            pthread_cond_wait(&cache->arrival, &cache->lock);
+        q3_file_close(&load->file);
+        if (load->collected)
+            continue;
         load->to->busy = false;
         load->to->expert.number = EMPTY;
-        if (load->done && load->failed)
+        if (load->failed)
             *err = load->error;
     }
+    pthread_mutex_unlock(&cache->lock);
     for (uint32_t i = 0; i < v->in_group; i++)
         cache->group_slots[i]->busy = false;
+}
+
+// Nothing of the visit is under way any more; what was expected of the layer and not asked for was
+// a mistake.
+static void end_visit(visiting *v)
+{
+    q3_expert_cache *cache = v->cache;
+    pthread_mutex_lock(&cache->lock);
+    cache->asked = 0;
+    for (unsigned i = 0; i < cache->ahead_count; i++) {
+        ahead_load *ahead = &cache->ahead[i];
+        if (ahead->used && ahead->asked_for)
+            ahead->used = false;
+        else if (ahead->used && ahead->load.layer == v->layer)
+            drop_ahead(cache, ahead);
+    }
+    pthread_mutex_unlock(&cache->lock);
 }
 
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
                            uint32_t count, q3_expert_visit *visit, void *context, q3_error *err)
 {
-    visiting v = {.cache = cache, .set = &cache->layers[layer]};
+    visiting v = {.cache = cache, .set = &cache->layers[layer], .layer = layer};
     cache->visits++;
     q3_scores_fade(v.set->scores, cache->model->config->num_experts);
     for (uint32_t i = 0; i < count; i++) {
         q3_score_use(&v.set->scores[experts[i]]);
         slot *resident = find_slot(v.set, experts[i]);
         if (resident)
-            add_to_group(&v, resident);
+            add_to_group(&v, resident, ++cache->uses);
         else
             cache->missing[v.missing++] = experts[i];
     }
+    v.first_use = cache->uses + 1;
+    cache->uses += v.missing;
+    pthread_mutex_lock(&cache->lock);
     cache->counts.hits += v.in_group;
     cache->counts.misses += v.missing;
-    pthread_mutex_lock(&cache->lock);
-    cache->layer = layer;
-    cache->asked = cache->taken = cache->finished = 0;
     pthread_mutex_unlock(&cache->lock);
     ask(&v);
     bool ok = visit_group(&v, visit, context, err);
@@ -402,6 +735,7 @@ bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_
     }
     if (!ok)
         give_up(&v, err);
+    end_visit(&v);
     return ok;
 }
 

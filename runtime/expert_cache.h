@@ -14,6 +14,11 @@
 // The forward pass does not ask for experts one by one. It names all that a layer needs now, and
 // the cache calls back with groups of them in the order that suits it: what is resident first,
 // while threads of the cache read what is missing, then that, as it arrives.
+//
+// While nothing that was asked for is to be read, the threads read ahead what a layer is expected
+// to need, to memory beside the slots. It comes into a slot when the layer does ask for it, and
+// counts as a miss as ever: which experts are in the slots, hits, misses, and the choice of what
+// is given up do not depend on what was expected, nor on the disk's pace.
 #ifndef Q3_RUNTIME_EXPERT_CACHE_H
 #define Q3_RUNTIME_EXPERT_CACHE_H
 
@@ -23,23 +28,29 @@ typedef struct q3_expert_cache q3_expert_cache;
 
 typedef struct q3_expert_counts {
     uint64_t hits, misses;  // experts that a batch needed in a layer: resident, or read
-    uint64_t bytes_read;    // from the pack files
-    double read_seconds;    // of each reader, added up
+    uint64_t bytes_read;    // from the pack files, for the misses
+    double reading_seconds; // in which at least one reader was at work
     double waiting_seconds; // in which there was nothing to compute
+    // Experts that were read ahead, or in part; of these, those that were then asked for; and the
+    // bytes that were read for the others, which are not in bytes_read.
+    uint64_t ahead, ahead_used, ahead_unused_bytes;
 } q3_expert_counts;
 
-enum { Q3_READERS_MAX = 64 };
+enum { Q3_READERS_MAX = 64, Q3_AHEAD_MAX = 4 };
 
 typedef struct q3_expert_cache_options {
     unsigned readers; // threads that read at the same time, 1 to Q3_READERS_MAX
     bool direct;      // around the page cache
+    unsigned ahead;   // experts that may be read ahead, at most Q3_AHEAD_MAX; memory for each is
+                      // that of the largest slot
 } q3_expert_cache_options;
 
 // Memory that so many readers want beside the slots.
 uint64_t q3_expert_readers_bytes(const q3_model *model, unsigned readers);
 
 // Memory of a slot of each layer: of the largest of the experts in members[layer][expert]. A layer
-// in which the pack has none of them gets 0.
+// in which the pack has none of them gets 0. Layers that need nearly as much as the largest one get
+// as much: their slots can change places with what is read ahead.
 void q3_expert_cache_slots(const q3_model *model, const bool *members, uint64_t *slot_bytes);
 
 // slots: for each layer, at least 1; slot_bytes: as above, for all experts that will be asked for.
@@ -55,7 +66,14 @@ typedef bool q3_expert_visit(void *context, const q3_expert *group, uint32_t cou
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
                            uint32_t count, q3_expert_visit *visit, void *context, q3_error *err);
 
-q3_expert_counts q3_expert_cache_counts(const q3_expert_cache *cache);
+// Says which experts the layer will probably need, the likeliest first, in place of what was said
+// of this layer before. Where nothing can be read ahead, nobody need say anything. Reading begins
+// at once or, `after_visit`, when the next visit (of a layer before) has asked for its own.
+bool q3_expert_cache_expects(const q3_expert_cache *cache, uint32_t layer);
+void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
+                            uint32_t count, bool after_visit);
+
+q3_expert_counts q3_expert_cache_counts(q3_expert_cache *cache);
 
 // Marks the experts of a layer that are in memory: resident[expert].
 void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *resident);

@@ -50,6 +50,7 @@ struct q3_scratch {
     float *cosine, *sine; // [head_dim / 2]
     uint32_t *chosen;     // [top_k], ascending
     float *weight;        // [top_k]
+    uint32_t *expected;   // [top_k], of one token
     uint32_t *chosen_count;
     float *outside; // share of what the router wanted that is not in the pool
     // For each choice:
@@ -138,6 +139,7 @@ static uint64_t lay_out(q3_scratch *s, const q3_scratch_shape *shape, q3_region 
         {&s->sine, batch * (c->head_dim / 2), sizeof(float)},
         {&s->chosen, choices, sizeof(uint32_t)},
         {&s->weight, choices, sizeof(float)},
+        {&s->expected, c->num_experts_per_tok, sizeof(uint32_t)},
         {&s->chosen_count, batch, sizeof(uint32_t)},
         {&s->outside, batch, sizeof(float)},
         {&s->expert_out, choices * hidden, sizeof(float)},
@@ -497,6 +499,13 @@ static bool run_attention(batch_run *run, q3_error *err)
 
 // ---- experts ----
 
+static q3_route_rules rules_of(const q3_forward *f, uint32_t layer)
+{
+    if (f->routing->resident_bias != 0)
+        q3_expert_cache_mark(f->experts, layer, f->routing->resident);
+    return q3_routing_rules(f->routing, layer);
+}
+
 // Chooses a token's experts from its router logits.
 static void choose_task(void *context, uint32_t token, unsigned worker)
 {
@@ -674,6 +683,42 @@ static void show_routes(const batch_run *run, const q3_observer *observer)
     }
 }
 
+// Tells the cache which experts the next layer will probably need: the likelier half of those that
+// its router would choose for the token as it is now. What is still to be added to it is small
+// beside what is there. The other half is wrong so often that reading it gains nothing more.
+static bool expect_experts(batch_run *run, bool after_visit, q3_error *err)
+{
+    const q3_forward *f = run->forward;
+    q3_scratch *s = f->scratch;
+    const uint32_t next = run->layer + 1;
+    if (run->count > 1 || next == f->model->config->num_hidden_layers ||
+        !q3_expert_cache_expects(f->experts, next))
+        return true;
+    const q3_layer *layer = &f->model->layers[next];
+    norm_tokens(run, layer->post_attention_norm);
+    product router = {.matrix = layer->router,
+                      .panels = (const void *const *)s->normed_panels,
+                      .y = s->router_out,
+                      .vectors = 1,
+                      .place = {.component = Q3_TEXT, .part = Q3_ROUTER, .layer = next}};
+    if (!run_products(f, run->products, &router, 1, err))
+        return false;
+    const q3_route_rules rules = rules_of(f, next);
+    const uint32_t count =
+        q3_route_token(&rules, f->kernels, s->router_out[0], s->expected, s->weight, NULL);
+    for (uint32_t i = 1; i < count; i++)
+        for (uint32_t j = i; j > 0 && s->weight[j] > s->weight[j - 1]; j--) {
+            const float weight = s->weight[j];
+            const uint32_t expert = s->expected[j];
+            s->weight[j] = s->weight[j - 1];
+            s->expected[j] = s->expected[j - 1];
+            s->weight[j - 1] = weight;
+            s->expected[j - 1] = expert;
+        }
+    q3_expert_cache_expect(f->experts, next, s->expected, (count + 1) / 2, after_visit);
+    return true;
+}
+
 static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *err)
 {
     const q3_forward *f = run->forward;
@@ -681,6 +726,10 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
     const q3_config *config = f->model->config;
     const q3_layer *layer = &f->model->layers[run->layer];
     const uint32_t top_k = config->num_experts_per_tok;
+    // Once before the layer's own are asked for: what they leave of the disk is not left unused
+    // while they are computed. And again, better, before the next layer's attention.
+    if (!expect_experts(run, true, err))
+        return false;
     norm_tokens(run, layer->post_attention_norm);
     product router = {.matrix = layer->router,
                       .panels = (const void *const *)s->normed_panels,
@@ -689,9 +738,7 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
                       .place = layer_place(run, Q3_ROUTER)};
     if (!run_products(f, run->products, &router, 1, err))
         return false;
-    if (f->routing->resident_bias != 0)
-        q3_expert_cache_mark(f->experts, run->layer, f->routing->resident);
-    run->rules = q3_routing_rules(f->routing, run->layer);
+    run->rules = rules_of(f, run->layer);
     q3_team_run(f->team, choose_task, run, run->count,
                 (uint64_t)run->count * config->num_experts * top_k);
     q3_routing_count(f->routing, run->layer, s->outside, run->count);
@@ -704,7 +751,7 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
     show_experts(run, observer);
     q3_team_run(f->team, combine_task, run, run->count,
                 (uint64_t)run->count * config->hidden_size * top_k);
-    return true;
+    return expect_experts(run, false, err);
 }
 
 static void show_hidden(const batch_run *run, const q3_observer *observer, bool last, uint32_t row)

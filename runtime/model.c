@@ -446,6 +446,9 @@ static bool measure_file(const q3_model *model, q3_form form, uint32_t index, co
         model->file_reading[form][index] = to.reading;
         if (form == Q3_FORM_BF12 && to.reading == Q3_READING_SHORTENS)
             model->file_block_bytes[index] = longest_block(&to, pack);
+        for (uint32_t i = 0; i < pack->frame_count; i++)
+            if (pack->frames[i].codec == Q3_CODEC_ZSTD)
+                model->file_has_zstd[index] = true;
     }
     for (size_t i = 0; i < DENSE_ROLES; i++) {
         const role which = dense_roles[i];
@@ -501,6 +504,12 @@ uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t e
     return file ? model->file_bytes[model->form][file - model->set.files] : 0;
 }
 
+uint64_t q3_model_expert_file_bytes(const q3_model *model, uint32_t layer, uint32_t expert)
+{
+    const q3_set_file *file = find_expert(model, layer, expert);
+    return file ? file->size : 0;
+}
+
 uint64_t q3_model_block_bytes(const q3_model *model)
 {
     uint64_t longest = 0;
@@ -522,7 +531,9 @@ bool q3_model_open(const char *directory, const q3_kernels *kernels, const q3_te
         (model->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *model->layers, err)) &&
         (model->held = q3_alloc_zeroed(experts, sizeof *model->held, err)) &&
         (model->file_block_bytes =
-             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_block_bytes, err));
+             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_block_bytes, err)) &&
+        (model->file_has_zstd =
+             q3_alloc_zeroed(model->set.file_count, sizeof *model->file_has_zstd, err));
     for (unsigned form = 0; ok && form < Q3_FORMS; form++)
         ok = (model->file_bytes[form] =
                   q3_alloc_zeroed(model->set.file_count, sizeof *model->file_bytes[form], err)) &&
@@ -548,6 +559,7 @@ void q3_model_close(q3_model *model)
     free(model->layers);
     free(model->held);
     free(model->file_block_bytes);
+    free(model->file_has_zstd);
     for (unsigned form = 0; form < Q3_FORMS; form++) {
         free(model->file_bytes[form]);
         free(model->file_reading[form]);
@@ -749,20 +761,41 @@ static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_rea
     return q3_reader_tensor(reader, pack, to->tensor, raw, err);
 }
 
-bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+static size_t index_of(const q3_model *model, const q3_set_file *file)
+{
+    return (size_t)(file - model->set.files);
+}
+
+// Where in its memory an expert's file is read to: where it stays, or to the end.
+static uint64_t image_at(const q3_model *model, const q3_set_file *file)
+{
+    const size_t index = index_of(model, file);
+    return model->file_reading[model->form][index] == Q3_READING_SHORTENS
+               ? model->file_bytes[model->form][index] - (file->size + PAGE - 1) / PAGE * PAGE
+               : 0;
+}
+
+bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          q3_file *file, uint64_t *image, q3_error *err)
+{
+    const q3_set_file *listed = find_expert(model, layer, expert);
+    *file = (q3_file){.fd = -1};
+    *image = image_at(model, listed);
+    return model->file_reading[model->form][index_of(model, listed)] == Q3_READING_DECODES ||
+           q3_set_open_image(&model->set, listed, direct, file, err);
+}
+
+bool q3_model_take_expert(const q3_model *model, uint32_t layer, uint32_t expert,
                           q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
-                          uint64_t *bytes_read, q3_error *err)
+                          q3_error *err)
 {
     const q3_set_file *file = find_expert(model, layer, expert);
-    const size_t index = (size_t)(file - model->set.files);
+    const size_t index = index_of(model, file);
     const q3_reading reading = model->file_reading[model->form][index];
-    uint8_t *image = memory;
-    if (reading == Q3_READING_SHORTENS)
-        image += model->file_bytes[model->form][index] - (file->size + PAGE - 1) / PAGE * PAGE;
+    const uint8_t *image = memory + image_at(model, file);
     q3_pack pack;
-    if (!(reading == Q3_READING_DECODES
-              ? q3_model_open_part(model, &file->place, &pack, err)
-              : q3_set_load_pack(&model->set, file, direct, image, &pack, err)))
+    if (!(reading == Q3_READING_DECODES ? q3_model_open_part(model, &file->place, &pack, err)
+                                        : q3_set_parse_image(&model->set, file, image, &pack, err)))
         return false;
     expert_placement to;
     bool ok = place_expert(model->config, model->form, &file->place, &pack, &to, err);
@@ -781,7 +814,6 @@ bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert
                  : decode_matrix(parts[i], &pack, reader, &next, matrices[i], err);
     q3_pack_close(&pack);
     result->number = expert;
-    *bytes_read = file->size;
     return ok;
 }
 

@@ -54,6 +54,7 @@ typedef struct q3_model {
     uint64_t *file_bytes[Q3_FORMS];
     q3_reading *file_reading[Q3_FORMS];
     uint64_t *file_block_bytes; // of the longest frame that is made bf12
+    bool *file_has_zstd;        // whose decoder has a state
     q3_region dense;
 } q3_model;
 
@@ -86,12 +87,20 @@ uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t e
 // Memory that a reader's block needs for any expert.
 uint64_t q3_model_block_bytes(const q3_model *model);
 
-// Reads an expert to that much memory at a multiple of a page. Every checksum is verified. `direct`
-// asks for reading around the page cache, which is done for experts that are not decoded. The
-// reader has a block of q3_model_block_bytes. *bytes_read becomes what was read from the file.
-bool q3_model_read_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+// Reading an expert to that much memory, at a multiple of a page, takes three steps, so that
+// several threads can share the second. Opening gives the file that is to be read, whole, to the
+// memory from *image on, with q3_file_read_piece (around the page cache if `direct`); of an expert
+// that is decoded there is none: *file is a closed one of size 0. Taking verifies every checksum
+// and makes the matrices of the image; what is decoded is read then. The reader has a block of
+// q3_model_block_bytes.
+bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          q3_file *file, uint64_t *image, q3_error *err);
+bool q3_model_take_expert(const q3_model *model, uint32_t layer, uint32_t expert,
                           q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
-                          uint64_t *bytes_read, q3_error *err);
+                          q3_error *err);
+
+// The size of an expert's file; 0 when the pack has not got it.
+uint64_t q3_model_expert_file_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
 
 // Says what is wrong with a part whose frames have turned out not to decode although their
 // checksums are right.

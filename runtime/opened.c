@@ -45,15 +45,27 @@ static bool set_rules(q3_opened *opened, const q3_engine_options *options, q3_er
                    layer, opened->model.set.directory);
 }
 
-// Are there experts that do not stay in memory as the pack stores them?
+// Do readers want what a decoder of whole tensors, or of zstd, takes?
 static bool decodes_experts(const q3_opened *opened)
 {
-    const q3_set *set = &opened->model.set;
-    for (size_t i = 0; i < set->file_count; i++)
-        if (set->files[i].place.part == Q3_EXPERT &&
-            opened->model.file_reading[opened->model.form][i] != Q3_READING_KEEPS)
+    const q3_model *model = &opened->model;
+    for (size_t i = 0; i < model->set.file_count; i++) {
+        const q3_reading reading = model->file_reading[model->form][i];
+        if (model->set.files[i].place.part == Q3_EXPERT &&
+            (reading == Q3_READING_DECODES ||
+             (reading == Q3_READING_SHORTENS && model->file_has_zstd[i])))
             return true;
+    }
     return false;
+}
+
+// Do the slots take a quarter of the experts that may be chosen, in each layer?
+static bool many_fit(const q3_opened *opened)
+{
+    for (uint32_t i = 0; i < opened->model.config->num_hidden_layers; i++)
+        if (4 * (uint64_t)opened->slots[i] < opened->routing.allowed[i])
+            return false;
+    return true;
 }
 
 static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
@@ -67,7 +79,8 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
 }
 
 // Where a product takes bf12 it is the fastest form, and nearly the smallest. Where none does,
-// weights are decoded if all of them fit so. What is stored takes the least memory.
+// weights are decoded if all of them fit so. What is stored takes the least memory: below a quarter
+// of the experts the disk counts for more than the products (measured with one of 2 GB/s).
 static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *err)
 {
     q3_error too_small;
@@ -83,7 +96,7 @@ static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *
     }
     const bool takes = opened->kernels->few->multiply_bf12 != NULL;
     if (make_budget(opened, takes ? Q3_FORM_BF12 : Q3_FORM_PLAIN, &too_small) &&
-        (takes || q3_opened_all_fits(opened)))
+        (takes ? many_fit(opened) : q3_opened_all_fits(opened)))
         return true;
     return make_budget(opened, Q3_FORM_STORED, err);
 }
@@ -109,8 +122,9 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
                     .threads = opened->team.count},
         .sessions = options->sessions ? options->sessions : 1,
         .narrow = options->narrow_kv,
-        // How many a probe will find best is not known yet.
-        .readers = options->readers ? options->readers : Q3_PROBE_READERS_MAX,
+        // How many a probe will find best is not known yet. One more checks what they have read.
+        .readers = (options->readers ? options->readers : Q3_PROBE_READERS_MAX) + 1,
+        .ahead = Q3_AHEAD_MAX,
         .tokenizer = options->tokenizer,
         .kept_logits = options->kept_logits,
         .memory = options->memory,

@@ -119,11 +119,12 @@ bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size,
     return read_at(file, offset, data, size, size, err);
 }
 
-bool q3_file_read_whole(const q3_file *file, void *data, q3_error *err)
+bool q3_file_read_piece(const q3_file *file, uint64_t offset, void *data, size_t size,
+                        q3_error *err)
 {
-    const uint64_t room =
-        (file->size + Q3_DIRECT_ALIGNMENT - 1) / Q3_DIRECT_ALIGNMENT * Q3_DIRECT_ALIGNMENT;
-    return read_at(file, 0, data, (size_t)file->size, (size_t)room, err);
+    const size_t room =
+        (size + Q3_DIRECT_ALIGNMENT - 1) / Q3_DIRECT_ALIGNMENT * Q3_DIRECT_ALIGNMENT;
+    return read_at(file, offset, data, size, room, err);
 }
 
 bool q3_file_load(const char *path, uint64_t max_bytes, char **data, size_t *size, q3_error *err)

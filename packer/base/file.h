@@ -27,11 +27,13 @@ void q3_file_close(q3_file *file);
 bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err);
 
 // Whole files in one go, around the page cache if `direct` (where a file system does not do that,
-// through it). q3_file_read_whole reads the file's `size` bytes; data lies at a multiple of
-// Q3_DIRECT_ALIGNMENT and has room for the next multiple of it.
+// through it). Several threads may read pieces of one file at once: `offset` and `data` are
+// multiples of Q3_DIRECT_ALIGNMENT, and `size` is, too, but for the piece that ends with the file;
+// data has room for the next multiple of it.
 enum { Q3_DIRECT_ALIGNMENT = 4096 };
 bool q3_file_open_whole(const char *path, bool direct, q3_file *file, q3_error *err);
-bool q3_file_read_whole(const q3_file *file, void *data, q3_error *err);
+bool q3_file_read_piece(const q3_file *file, uint64_t offset, void *data, size_t size,
+                        q3_error *err);
 
 // The whole of a file of at most max_bytes, with a NUL after its last byte that *size does not
 // count. The caller frees *data. A larger file is malformed.

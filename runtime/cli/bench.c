@@ -20,6 +20,7 @@ typedef struct series {
     double *seconds;
     uint64_t *bytes, *misses;
     size_t count;
+    q3_engine_statistics sums; // of all measurements: what is said of reading experts
 } series;
 
 static bool make_series(series *s, const char *name, uint64_t tokens, q3_error *err)
@@ -77,6 +78,11 @@ static bool measure(bench *b, series *s, uint64_t piece, bool counts, q3_error *
         s->seconds[s->count] = seconds;
         s->bytes[s->count] = after.computed_bytes - before.computed_bytes;
         s->misses[s->count] = after.expert_misses - before.expert_misses;
+        s->sums.expert_bytes += after.expert_bytes - before.expert_bytes;
+        s->sums.unused_bytes += after.unused_bytes - before.unused_bytes;
+        s->sums.reading_seconds += after.reading_seconds - before.reading_seconds;
+        s->sums.experts_ahead += after.experts_ahead - before.experts_ahead;
+        s->sums.experts_ahead_used += after.experts_ahead_used - before.experts_ahead_used;
         s->count++;
     }
     return true;
@@ -118,6 +124,10 @@ typedef struct summary {
     double median, slowest, fastest;
     double bytes_per_second; // gone through, on average
     double misses;           // for each token
+    // Reading experts: bytes that were needed, a token and a second; the share of the time in which
+    // at least one thread was reading; experts a token that were read ahead, those that were
+    // needed then, and what was read of the others.
+    double disk_bytes, disk_rate, disk_share, ahead, ahead_used, unused_bytes;
 } summary;
 
 static summary summarize(const series *s)
@@ -136,7 +146,14 @@ static summary summarize(const series *s)
     result.slowest = tokens / s->seconds[s->count - 1];
     result.fastest = tokens / s->seconds[0];
     result.bytes_per_second = bytes / seconds;
-    result.misses = misses / (tokens * (double)s->count);
+    const double all_tokens = tokens * (double)s->count;
+    result.misses = misses / all_tokens;
+    result.disk_bytes = (double)s->sums.expert_bytes / all_tokens;
+    result.disk_rate = (double)s->sums.expert_bytes / seconds;
+    result.disk_share = s->sums.reading_seconds / seconds;
+    result.ahead = (double)s->sums.experts_ahead / all_tokens;
+    result.ahead_used = (double)s->sums.experts_ahead_used / all_tokens;
+    result.unused_bytes = (double)s->sums.unused_bytes / all_tokens;
     return result;
 }
 
@@ -151,6 +168,19 @@ static void say_text(const series *s, double probed)
            r.bytes_per_second / 1e9, probed > 0 ? 100 * r.bytes_per_second / probed : 0, r.misses);
 }
 
+// Of a series that had to read experts.
+static void say_disk(const series *s)
+{
+    if (!s->tokens)
+        return;
+    const summary r = summarize(s);
+    char name[64];
+    snprintf(name, sizeof name, "%s %" PRIu64, s->name, s->tokens);
+    if (r.disk_bytes > 0)
+        printf("%-14s %9.2f %9.2f %8.0f%% %9.2f %9.2f %9.2f\n", name, r.disk_bytes / 1e6,
+               r.disk_rate / 1e9, 100 * r.disk_share, r.ahead, r.ahead_used, r.unused_bytes / 1e6);
+}
+
 static void put_series(q3_json_writer *json, const series *s)
 {
     if (!s->tokens)
@@ -163,6 +193,12 @@ static void put_series(q3_json_writer *json, const series *s)
     q3_json_put_double(json, "fastest", r.fastest);
     q3_json_put_double(json, "bytes_per_second", r.bytes_per_second);
     q3_json_put_double(json, "expert_misses_per_token", r.misses);
+    q3_json_put_double(json, "disk_bytes_per_token", r.disk_bytes);
+    q3_json_put_double(json, "disk_bytes_per_second", r.disk_rate);
+    q3_json_put_double(json, "disk_busy_share", r.disk_share);
+    q3_json_put_double(json, "experts_read_ahead_per_token", r.ahead);
+    q3_json_put_double(json, "experts_read_ahead_used_per_token", r.ahead_used);
+    q3_json_put_double(json, "unused_bytes_per_token", r.unused_bytes);
     q3_json_end_object(json);
 }
 
@@ -182,6 +218,11 @@ static bool say(const bench *b, double probed, q3_error *err)
                "of reads", "misses/t");
         say_text(&b->prefill, probed);
         say_text(&b->decode, probed);
+        if (b->prefill.sums.expert_bytes + b->decode.sums.expert_bytes)
+            printf("%-14s %9s %9s %9s %9s %9s %9s\n", "experts read", "MB/token", "GB/s", "of time",
+                   "ahead/t", "used/t", "MB unused");
+        say_disk(&b->prefill);
+        say_disk(&b->decode);
         return true;
     }
     q3_json_writer json = {0};

@@ -141,8 +141,10 @@ static void print_plan(const planning *p)
     snprintf(note, sizeof note, "%" PRIu32 " positions", info->context);
     print_memory("KV cache", memory->kv_cache, note);
     print_memory("scratch", memory->scratch, "");
-    snprintf(note, sizeof note, "%" PRIu32 " of %" PRIu32 " a layer", info->slots_max,
-             info->config->num_experts);
+    const int used = snprintf(note, sizeof note, "%" PRIu32 " of %" PRIu32 " a layer",
+                              info->slots_max, info->config->num_experts);
+    if (memory->ahead)
+        snprintf(note + used, sizeof note - (size_t)used, ", %u ahead", memory->ahead);
     print_memory("experts", memory->experts, note);
     print_memory("in all", memory->total, "");
     print_memory("budget", memory->budget, "");
@@ -205,6 +207,7 @@ static bool say_json(const planning *p, q3_error *err)
     q3_json_put_bool(&json, "disk_was_cached", p->disk_cached);
     q3_json_put_string(&json, "io", q3_io_mode_name(p->io.mode));
     q3_json_put_u64(&json, "readers", p->io.readers);
+    q3_json_put_u64(&json, "experts_ahead", p->opened.info.memory.ahead);
     q3_json_put_string(&json, "hits_from", p->trace.tokens ? "trace" : "estimate");
     q3_json_begin_array(&json, "budgets");
     for (unsigned i = 0; i < p->row_count; i++) {

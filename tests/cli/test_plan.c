@@ -124,10 +124,10 @@ static void test_reading(void **state)
     char *ids = many_ids(), *expected = logits(ids, NULL, NULL);
     static const char *const modes[] = {"buffered", "direct"};
     static const char *const readers[] = {"1", "3", "64"};
-    expect_logits(expected, ids, "--io", "auto", "-m", "22M", NULL, NULL);
+    expect_logits(expected, ids, "--io", "auto", "-m", "24M", NULL, NULL);
     for (size_t i = 0; i < 2; i++)
         for (size_t j = 0; j < 3; j++)
-            expect_logits(expected, ids, "--io", modes[i], "--readers", readers[j], "-m", "22M");
+            expect_logits(expected, ids, "--io", modes[i], "--readers", readers[j], "-m", "24M");
     free(expected);
     free(ids);
 }
@@ -425,20 +425,22 @@ static void test_no_trace(void **state)
 
 // ---- plan ----
 
+enum { EXPERT_SLOT_BYTES = 20480 };
+
 #define PLAN_OPTIONS "-t", "1", "-c", "64", "--cpu", "c", "-m", "14M"
 
 static void test_plan(void **state)
 {
     (void)state;
-    static const char memory[] = "process                  9,361,408\n"
+    static const char memory[] = "process                  9,394,176\n"
                                  "dense weights              793,344\n"
                                  "embedding                  524,288\n"
                                  "KV cache                   196,608  64 positions\n"
-                                 "scratch                  2,087,616\n"
-                                 "experts                  1,597,440  13 of 128 a layer\n"
-                                 "in all                  14,560,704\n"
+                                 "scratch                  2,087,680\n"
+                                 "experts                  1,679,360  13 of 128 a layer, 4 ahead\n"
+                                 "in all                  14,675,456\n"
                                  "budget                  14,680,064\n"
-                                 "minimum                 13,086,144  1 a layer\n"
+                                 "minimum                 13,118,976  1 a layer\n"
                                  "\n"
                                  "A token goes through 1.8 MB of weights and 98.3 kB of keys and\n"
                                  "values (half the context).\n"
@@ -447,11 +449,11 @@ static void test_plan(void **state)
         "Hits are an estimate from another model; --trace gives this one's.\n"
         "\n"
         "  slots     memory    hits  disk/token    memory      disk  tokens/s\n"
-        "     13    14.6 MB   48.4%    405.6 kB ";
+        "     13    14.7 MB   48.4%    405.6 kB ";
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "plan", pack, PLAN_OPTIONS, NULL);
     assert_int_equal(strncmp(result.out, memory, strlen(memory)), 0);
     assert_non_null(strstr(result.out, estimate));
-    assert_non_null(strstr(result.out, "\n      8    13.9 MB   37.0%    495.5 kB "));
+    assert_non_null(strstr(result.out, "\n      8    14.0 MB   37.0%    495.5 kB "));
     assert_non_null(strstr(result.out, "\n    128    28.7 MB  100.0%         0 B "));
     q3_test_expect(result, 0, "");
 }
@@ -465,7 +467,8 @@ static void test_plan_json(void **state)
     q3_test_expect(result, 0, "");
     expect_members(json, "memory context threads experts_a_layer expert_slots_a_layer "
                          "weight_bytes_a_token kv_bytes_a_token memory_bytes_per_second "
-                         "disk_bytes_per_second disk_was_cached io readers hits_from budgets");
+                         "disk_bytes_per_second disk_was_cached io readers experts_ahead hits_from "
+                         "budgets");
     const cJSON *memory = member(json, "memory");
     expect_members(memory, "process dense embedding kv_cache scratch experts total budget minimum");
     assert_true(number(memory, "kv_cache") == 98304);
@@ -483,9 +486,11 @@ static void test_plan_json(void **state)
     assert_true(number(first, "memory") == number(memory, "total"));
     assert_true(number(first, "expert_slots_a_layer") == number(json, "expert_slots_a_layer"));
     assert_true(fabs(number(second, "hit_rate") - 0.37) < 1e-12);
-    assert_true(number(second, "memory") ==
-                number(memory, "minimum") +
-                    7 * number(memory, "experts") / number(json, "expert_slots_a_layer"));
+    assert_true(
+        number(second, "memory") ==
+        number(memory, "minimum") +
+            7 * (number(memory, "experts") - number(json, "experts_ahead") * EXPERT_SLOT_BYTES) /
+                number(json, "expert_slots_a_layer"));
     assert_true(number(third, "hit_rate") == 1);
     assert_true(number(third, "disk_bytes_a_token") == 0);
     assert_true(cJSON_IsNull(member(third, "disk_tokens_per_second")));
@@ -558,7 +563,10 @@ static void test_bench(void **state)
     for (int i = 0; i < 2; i++) {
         const cJSON *series = member(json, names[i]);
         expect_members(series, "tokens tokens_per_second slowest fastest bytes_per_second "
-                               "expert_misses_per_token");
+                               "expert_misses_per_token disk_bytes_per_token "
+                               "disk_bytes_per_second disk_busy_share "
+                               "experts_read_ahead_per_token experts_read_ahead_used_per_token "
+                               "unused_bytes_per_token");
         assert_true(number(series, "tokens") == (i ? 4 : 8));
         assert_true(number(series, "slowest") <= number(series, "tokens_per_second"));
         assert_true(number(series, "tokens_per_second") <= number(series, "fastest"));
@@ -580,6 +588,41 @@ static void test_bench(void **state)
                     "decode 2 "));
     assert_null(strstr(result.out, "prefill"));
     q3_test_expect(result, 0, "");
+}
+
+// Under a budget experts are read ahead. What is resident, what misses, and what is read for it do
+// not depend on that, nor on how many readers there are.
+static void test_bench_ahead(void **state)
+{
+    (void)state;
+    static const char *const readers[] = {"1", "2", "5"};
+    double misses = 0, bytes = 0;
+    for (size_t i = 0; i < sizeof readers / sizeof *readers; i++) {
+        q3_test_result result =
+            q3_test_run(NULL, Q3_TEST_RUN, "bench", pack, "-p", "0", "-n", "12", "-r", "2", "-t",
+                        "1", "-c", "64", "--cpu", "c", "-m", "14M", "--io", "buffered", "--readers",
+                        readers[i], "--json", "--trace", trace, NULL);
+        cJSON *json = parse(result.out);
+        q3_test_expect(result, 0, "");
+        assert_true(number(json, "expert_slots_a_layer") >= 13);
+        const cJSON *decode = member(json, "decode");
+        const double ahead = number(decode, "experts_read_ahead_per_token");
+        const double used = number(decode, "experts_read_ahead_used_per_token");
+        assert_true(used <= ahead && ahead <= 4 * 6);
+        assert_true(ahead > used || number(decode, "unused_bytes_per_token") == 0);
+        assert_true(number(decode, "disk_busy_share") > 0);
+        assert_true(number(decode, "disk_busy_share") <= 1);
+        if (i == 0) {
+            misses = number(decode, "expert_misses_per_token");
+            bytes = number(decode, "disk_bytes_per_token");
+            assert_true(misses > 0 && bytes > 0);
+        } else if (number(json, "expert_slots_a_layer") == 13) {
+            assert_true(number(decode, "expert_misses_per_token") == misses);
+            assert_true(number(decode, "disk_bytes_per_token") == bytes);
+        }
+        cJSON_Delete(json);
+    }
+    remove(trace);
 }
 
 // A trace of a bench has what was fed: the depth, and each measurement and the one before.
@@ -664,6 +707,7 @@ int main(void)
         cmocka_unit_test(test_plan_with_trace),
         cmocka_unit_test(test_plan_reads_no_weights),
         cmocka_unit_test(test_bench),
+        cmocka_unit_test(test_bench_ahead),
         cmocka_unit_test(test_bench_trace),
         cmocka_unit_test(test_wrong_command_lines),
     };
