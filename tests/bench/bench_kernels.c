@@ -2,12 +2,11 @@
 //
 // Measures the kernels on synthetic experts (two matrices of 768 x 2048 and one of 2048 x 768,
 // Gaussian weights times a scale per row) that are streamed from memory once a pass, as a forward
-// pass does, raw and in bit-plane frames, cut as a pack file has them. Then attention from float32
-// and from bf16 keys and values.
+// pass does: plain, as bf12, and stored in bit-plane frames, multiplied from or decoded first; cut
+// as a pack file has them. Then attention from float32 and from bf16 keys and values.
 //
-// Times are CPU time by the number of threads, the best of several passes: on an idle machine that
-// is the time that passes, on a busy one it is nearer to the truth. GB/s count weights as plain
-// bf16, however they are stored. The read probe is a plain sum over the same raw memory.
+// Times are the best of several passes. GB/s count weights as plain
+// bf16, however they are stored. The read probe is a sum over the same plain memory.
 //
 // bench_kernels [EXPERTS [PASSES]]
 #include "base/cpu.h"
@@ -39,10 +38,12 @@ static const uint32_t rows_of[MATRICES] = {768, 768, 2048},
                       columns_of[MATRICES] = {2048, 2048, 768};
 
 static unsigned experts = EXPERTS, passes = PASSES;
-static uint8_t *raw_memory, *frame_memory;
+// The forms of weights: plain, bf12, stored as bit planes, and these decoded first.
+enum { PLAIN, BF12, STORED, DECODED, HOWS, FORMS = DECODED };
+static uint8_t *raw_memory, *frame_memory, *bf12_memory;
 static uint32_t block_rows[MATRICES], blocks_in[MATRICES];
-// Of each expert, and in both forms.
-static q3_block *blocks[2];
+// Of each expert, and in each form.
+static q3_block *blocks[FORMS];
 static unsigned blocks_an_expert;
 
 static void die(const char *message)
@@ -64,7 +65,7 @@ static void *map(size_t size)
 static double seconds(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
@@ -89,6 +90,7 @@ static void make_experts(void)
     q3_error err;
     raw_memory = map((size_t)EXPERT_BYTES * experts);
     frame_memory = map((size_t)EXPERT_BYTES * experts);
+    bf12_memory = map((size_t)EXPERT_BYTES * experts);
     float *row = map(COLUMNS_MAX * sizeof *row);
     uint8_t *to = raw_memory;
     for (unsigned m = 0; m < MATRICES; m++) {
@@ -107,10 +109,12 @@ static void make_experts(void)
         blocks_an_expert += blocks_in[m];
     }
     munmap(row, COLUMNS_MAX * sizeof *row);
-    for (unsigned form = 0; form < 2; form++)
+    for (unsigned form = 0; form < FORMS; form++)
         blocks[form] = map(experts * blocks_an_expert * sizeof **blocks);
     q3_coder *coder = q3_coder_create(&err);
-    size_t raw_at = 0, frame_at = 0, sizes[BLOCKS_MAX], frames_at[BLOCKS_MAX], raws_at[BLOCKS_MAX];
+    size_t raw_at = 0, frame_at = 0, bf12_at = 0;
+    size_t sizes[BLOCKS_MAX], frames_at[BLOCKS_MAX], raws_at[BLOCKS_MAX], bf12s_at[BLOCKS_MAX];
+    q3_block bf12_blocks[BLOCKS_MAX];
     for (unsigned m = 0, b = 0; m < MATRICES; m++)
         for (uint32_t i = 0; i < blocks_in[m]; i++, b++) {
             const uint32_t left = rows_of[m] - i * block_rows[m];
@@ -121,6 +125,11 @@ static void make_experts(void)
                 !q3_codec_encode(coder, &codec, Q3_BF16, columns_of[m], raw_memory + raw_at, bytes,
                                  frame_memory + frame_at, &sizes[b], &err))
                 die(err.message);
+            if (!q3_block_shorten(&q3_bf12_kernels_c, (const uint16_t *)(raw_memory + raw_at),
+                                  bytes / 2, bf12_memory + bf12_at, &bf12_blocks[b]))
+                die("too many exceptions");
+            bf12s_at[b] = bf12_at;
+            bf12_at += (q3_bf12_bytes(bytes / 2) + 63) / 64 * 64;
             frames_at[b] = frame_at;
             raws_at[b] = raw_at;
             raw_at += bytes;
@@ -131,11 +140,14 @@ static void make_experts(void)
         if (e) {
             memcpy(raw_memory + e * raw_at, raw_memory, raw_at);
             memcpy(frame_memory + e * frame_at, frame_memory, frame_at);
+            memcpy(bf12_memory + e * bf12_at, bf12_memory, bf12_at);
         }
         for (unsigned b = 0; b < blocks_an_expert; b++) {
-            blocks[0][e * blocks_an_expert + b] =
+            blocks[PLAIN][e * blocks_an_expert + b] =
                 (q3_block){.data = raw_memory + e * raw_at + raws_at[b]};
-            blocks[1][e * blocks_an_expert + b] =
+            blocks[BF12][e * blocks_an_expert + b] = bf12_blocks[b];
+            blocks[BF12][e * blocks_an_expert + b].data = bf12_memory + e * bf12_at + bf12s_at[b];
+            blocks[STORED][e * blocks_an_expert + b] =
                 (q3_block){.data = frame_memory + e * frame_at + frames_at[b],
                            .bytes = (uint32_t)sizes[b],
                            .kind = Q3_BLOCK_FRAME};
@@ -148,7 +160,7 @@ static void make_experts(void)
 typedef struct product_run {
     const q3_kernels *kernels;
     const q3_products *products;
-    unsigned form; // 0: raw, 1: frames
+    unsigned form;
     size_t vectors;
     const void *panels[MATRICES][VECTORS_MAX];
     float *y[VECTORS_MAX];
@@ -180,12 +192,15 @@ static void probe_task(void *context, uint32_t index, unsigned worker)
     (void)context;
     const uint64_t *from =
         (const uint64_t *)(const void *)(raw_memory + (size_t)index * (EXPERT_BYTES / 16));
-    uint64_t sums[8] = {0};
-    for (size_t i = 0; i < EXPERT_BYTES / 16 / sizeof *from; i += 8)
-        for (unsigned j = 0; j < 8; j++)
-            sums[j] += from[i + j];
-    for (unsigned j = 0; j < 8; j++)
-        probe_sums[worker] += sums[j];
+    enum { STREAMS = 4, LINE = 8, STREAM = EXPERT_BYTES / 16 / sizeof *from / STREAMS };
+    uint64_t sums[STREAMS][LINE] = {{0}};
+    for (size_t i = 0; i < STREAM; i += LINE)
+        for (size_t s = 0; s < STREAMS; s++)
+            for (unsigned j = 0; j < LINE; j++)
+                sums[s][j] += from[s * STREAM + i + j];
+    for (size_t s = 0; s < STREAMS; s++)
+        for (unsigned j = 0; j < LINE; j++)
+            probe_sums[worker] += sums[s][j];
 }
 
 // Seconds of the best pass over all experts.
@@ -197,7 +212,7 @@ static double time_passes(q3_workers *workers, q3_task *task, uint32_t tasks)
         q3_workers_run(workers, task, NULL, tasks);
         best = fmin(best, seconds() - start);
     }
-    return best / q3_workers_count(workers);
+    return best;
 }
 
 static void set_vectors(const q3_products *products, size_t vectors)
@@ -228,28 +243,30 @@ static void set_vectors(const q3_products *products, size_t vectors)
         }
 }
 
-static void measure_products(const q3_products *products, q3_workers *const workers[THREADS],
-                             const double probe[THREADS])
+static void measure_products(const q3_products *products, q3_workers *const workers[THREADS])
 {
     static const size_t counts[] = {1, 2, 3, 4, 6, 8, 16, 32, 64, 128};
     const double bytes = (double)EXPERT_BYTES * experts;
     q3_products decoding = *products;
     decoding.fused_vectors = 0;
-    printf("\n%-8s vectors       raw     fused   decoded  GB/s on 1 thread   raw     fused  on 2"
-           "   (ratio to the read probe)  GFLOP/s on 1 and 2\n",
-           products->name);
+    printf("\n%-8s           GB/s on one thread                           on two                   "
+           "                  GFLOP/s, plain and bf12\n%-8s",
+           products->name, " vectors");
+    for (unsigned t = 0; t < THREADS; t++)
+        printf("%10s%10s%10s%10s", "plain", "bf12", "stored", "decoded");
+    printf("\n");
     for (unsigned i = 0; i < sizeof counts / sizeof *counts; i++) {
-        double figure[THREADS][3] = {0};
+        double figure[THREADS][HOWS] = {0};
         const unsigned before = passes;
         passes = counts[i] > 8 ? 1 : counts[i] > 2 ? 3 : passes;
         for (unsigned t = 0; t < THREADS; t++)
-            for (unsigned how = 0; how < 3; how++) {
-                if ((how == 1 &&
+            for (unsigned how = 0; how < HOWS; how++) {
+                if ((how == STORED &&
                      (!products->multiply_frame || counts[i] > products->fused_vectors)) ||
-                    (counts[i] > 8 && how == 2) || (t == 1 && how == 2))
+                    (how == DECODED && counts[i] > 8))
                     continue;
-                set_vectors(how == 2 ? &decoding : products, counts[i]);
-                run.form = how != 0;
+                set_vectors(how == DECODED ? &decoding : products, counts[i]);
+                run.form = how == DECODED ? STORED : how;
                 const unsigned all = experts;
                 if (counts[i] > 8)
                     experts = all > 4 ? 4 : all;
@@ -259,19 +276,14 @@ static void measure_products(const q3_products *products, q3_workers *const work
                 experts = all;
             }
         passes = before;
-        printf("%16zu", counts[i]);
-        for (unsigned how = 0; how < 3; how++)
-            printf(figure[0][how] > 0 ? "%10.2f" : "         -", figure[0][how]);
-        printf("             ");
-        for (unsigned how = 0; how < 2; how++)
-            printf(figure[1][how] > 0 ? "%10.2f" : "         -", figure[1][how]);
-        printf("   ");
+        printf("%8zu", counts[i]);
         for (unsigned t = 0; t < THREADS; t++)
-            for (unsigned how = 0; how < 2; how++)
-                if (figure[t][how] > 0)
-                    printf(" %.2f", figure[t][how] / probe[t]);
-        printf("   %.1f %.1f\n", figure[0][0] * (double)counts[i],
-               figure[1][0] * (double)counts[i]);
+            for (unsigned how = 0; how < HOWS; how++)
+                printf(figure[t][how] > 0 ? "%10.2f" : "         -", figure[t][how]);
+        for (unsigned t = 0; t < THREADS; t++)
+            printf("  %.1f %.1f", figure[t][PLAIN] * (double)counts[i],
+                   figure[t][BF12] * (double)counts[i]);
+        printf("\n");
     }
 }
 
@@ -373,9 +385,9 @@ int main(int argc, char **argv)
         if (kernels == before)
             continue;
         run.kernels = kernels;
-        measure_products(kernels->few, workers, probe);
+        measure_products(kernels->few, workers);
         if (kernels->many != kernels->few)
-            measure_products(kernels->many, workers, probe);
+            measure_products(kernels->many, workers);
         measure_attention(kernels);
         before = kernels;
     }
