@@ -324,10 +324,10 @@ static bool shorten(const q3_bf12_kernels *kernels, const placement *to, const q
 {
     if (q3_block_shorten(kernels, raw, (size_t)frame->raw_bytes / 2, room, block))
         return true;
-    const bool takes = q3_block_takes(frame->codec, frame->raw_bytes, to->columns);
-    *block = takes ? block_of(frame, room)
-                   : (q3_block){.data = room, .bytes = (uint32_t)frame->raw_bytes};
-    memmove(room, takes ? stored : raw, block->bytes);
+    const bool keeps = frame->codec == Q3_CODEC_BITPLANE &&
+                       q3_block_takes(frame->codec, frame->raw_bytes, to->columns);
+    *block = keeps ? block_of(frame, room) : (q3_block){.data = room, .bytes = frame->raw_bytes};
+    memmove(room, keeps ? stored : raw, block->bytes);
     return q3_block_check(block, frame->raw_bytes, err);
 }
 
@@ -362,7 +362,8 @@ static uint64_t image_bytes(const q3_pack *pack)
 }
 
 // Memory in which an expert's blocks can be made, one after the other from the beginning on, from
-// an image of the file at the end: no block may reach into a frame that is still to be read.
+// an image of the file at the end: all of the image, and no block may reach into a frame that is
+// still to be read.
 static uint64_t shortening_bytes(const expert_placement *to, const q3_pack *pack)
 {
     const placement *sorted[PARTS];
@@ -370,7 +371,7 @@ static uint64_t shortening_bytes(const expert_placement *to, const q3_pack *pack
     uint64_t made = 0;
     for (size_t i = 0; i < PARTS; i++)
         made += placement_bytes(sorted[i], pack);
-    uint64_t bytes = made, first_unread = pack->size;
+    uint64_t bytes = image_bytes(pack), first_unread = pack->size;
     for (size_t i = PARTS; i-- > 0;)
         for (uint32_t j = sorted[i]->blocks; j-- > 0;) {
             const q3_frame *frame = frame_of(sorted[i], pack, j);

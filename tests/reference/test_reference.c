@@ -570,13 +570,13 @@ static void test_same_bytes(void **state)
 // ---- memory ----
 
 // A decoded expert of the model: three matrices of one block each, in whole pages. As it is stored,
-// its file: a page of header and one for each matrix, and the three blocks. As bf12 it has the room
-// of plain weights if the pack is raw, and its file is read to the last four of its pages.
+// its file: a page of header and one for each matrix, and the three blocks. Its rows of 16 weights
+// cannot be bf12, so that it is decoded there, too.
 enum {
     DECODED_SLOT = 4 * 4096,
     RAW_FILE = 4 * 4096,
     STORED_SLOT = RAW_FILE + 4096,
-    BF12_SLOT = RAW_FILE,
+    BF12_SLOT = DECODED_SLOT,
 };
 
 static void test_budget(void **state)

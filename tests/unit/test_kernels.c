@@ -5,6 +5,7 @@
 // on how the weights are stored. All buffers end where memory that cannot be touched begins.
 #include "codec/bitplane.h"
 #include "kernels/kernels.h"
+#include "matrix.h"
 #include "support.h"
 
 #include <math.h>
@@ -580,6 +581,56 @@ static void test_bf12_window(void **state)
     free_buffer(&b);
 }
 
+// A block is made bf12 as long as its exceptions have room, and else left alone with its memory.
+static void test_bf12_room(void **state)
+{
+    (void)state;
+    static const size_t counts[] = {64, 512, 8192, 1 << 17};
+    random_state = 11;
+    for (unsigned t = 0; t < table_count; t++)
+        for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+            const size_t count = counts[i], room = q3_bf12_room(count);
+            uint16_t *weights;
+            buffer b = make_weights(count, &weights);
+            buffer memory = make_buffer(q3_bf12_bytes(count)), back = make_buffer(2 * count);
+            fill_window(weights, count, 100, 0);
+            for (size_t j = 0; j < room; j++)
+                weights[count - 1 - j * (count / (room + 1))] = j % 2 ? 0x7fff : 0x8001;
+            q3_block block = {0};
+            assert_true(q3_block_shorten(tables[t]->bf12, weights, count, memory.data, &block));
+            assert_ptr_equal(block.data, memory.data);
+            assert_int_equal(block.bytes, count / 64 * 96);
+            assert_int_equal(block.kind, Q3_BLOCK_BF12);
+            assert_int_equal(block.lowest, 100);
+            const q3_bf12 made = q3_bf12_at(block.data, count, block.lowest);
+            assert_int_equal(made.exceptions[room].weight, UINT32_MAX);
+            tables[t]->bf12->unpack(&made, count, (uint16_t *)(void *)back.data);
+            assert_memory_equal(back.data, weights, 2 * count);
+            weights[0] = 0;
+            memset(memory.data, guard, memory.size);
+            block = (q3_block){.bytes = 1};
+            assert_false(q3_block_shorten(tables[t]->bf12, weights, count, memory.data, &block));
+            for (size_t j = 0; j < memory.size; j++)
+                assert_int_equal(memory.data[j], guard);
+            assert_null(block.data);
+            assert_int_equal(block.bytes, 1);
+            // All of them of one kind: zeros, the smallest numbers, infinite, none.
+            static const uint16_t same[] = {0, 0x8000, 1, 0x807f, 0x7f80, 0xff80, 0x7fff, 0xffc0};
+            for (size_t k = 0; k < sizeof same / sizeof *same; k++) {
+                for (size_t j = 0; j < count; j++)
+                    weights[j] = same[k];
+                assert_true(q3_block_shorten(tables[t]->bf12, weights, count, memory.data, &block));
+                const q3_bf12 uniform = q3_bf12_at(block.data, count, block.lowest);
+                assert_int_equal(uniform.exceptions[0].weight, UINT32_MAX);
+                tables[t]->bf12->unpack(&uniform, count, (uint16_t *)(void *)back.data);
+                assert_memory_equal(back.data, weights, 2 * count);
+            }
+            free_buffer(&b);
+            free_buffer(&memory);
+            free_buffer(&back);
+        }
+}
+
 // ---- number by number ----
 
 static void test_rms_norm(void **state)
@@ -908,7 +959,7 @@ int main(void)
         cmocka_unit_test(test_softmax),        cmocka_unit_test(test_silu_multiply),
         cmocka_unit_test(test_add_scaled),     cmocka_unit_test(test_conversions),
         cmocka_unit_test(test_attend),         cmocka_unit_test(test_bf12),
-        cmocka_unit_test(test_bf12_window),
+        cmocka_unit_test(test_bf12_window),    cmocka_unit_test(test_bf12_room),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
