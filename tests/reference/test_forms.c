@@ -352,13 +352,18 @@ static void count_kinds(const char *pack, unsigned counts[Q3_BLOCK_FRAME + 1])
         counts[model.lm_head.blocks[i].kind]++;
     for (uint32_t at = 0; at < LAYERS * EXPERTS; at++) {
         const uint64_t bytes = q3_model_expert_bytes(&model, at / EXPERTS, at % EXPERTS);
-        uint64_t bytes_read;
+        uint64_t image;
         uint8_t *memory = aligned_alloc(4096, bytes);
+        q3_file file;
         q3_expert expert;
         assert_non_null(memory);
         assert_in_range(q3_model_block_bytes(&model), 1, Q3_BLOCK_BYTES_MAX);
-        assert_ok(q3_model_read_expert(&model, at / EXPERTS, at % EXPERTS, false, &team.readers[0],
-                                       memory, &expert, &bytes_read, &error));
+        assert_ok(
+            q3_model_open_expert(&model, at / EXPERTS, at % EXPERTS, false, &file, &image, &error));
+        assert_ok(q3_file_read_piece(&file, 0, memory + image, (size_t)file.size, &error));
+        q3_file_close(&file);
+        assert_ok(q3_model_take_expert(&model, at / EXPERTS, at % EXPERTS, &team.readers[0], memory,
+                                       &expert, &error));
         const q3_matrix *matrices[] = {&expert.gate, &expert.up, &expert.down};
         for (unsigned m = 0; m < 3; m++)
             for (uint32_t i = 0; i < q3_matrix_blocks(matrices[m]); i++)
