@@ -24,7 +24,7 @@ typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
 // The form of weights in memory (see model.h). Left open it is bf12 if the processor has products
-// for it and a quarter of the experts fit the budget; without such products plain where all of them
+// for it and a fifth of the experts fit the budget; without such products plain where all of them
 // fit; else stored.
 typedef enum q3_engine_weights {
     Q3_WEIGHTS_AUTO,

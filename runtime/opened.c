@@ -59,11 +59,11 @@ static bool decodes_experts(const q3_opened *opened)
     return false;
 }
 
-// Do the slots take a quarter of the experts that may be chosen, in each layer?
+// Do the slots take a fifth of the experts that may be chosen, in each layer?
 static bool many_fit(const q3_opened *opened)
 {
     for (uint32_t i = 0; i < opened->model.config->num_hidden_layers; i++)
-        if (4 * (uint64_t)opened->slots[i] < opened->routing.allowed[i])
+        if (5 * (uint64_t)opened->slots[i] < opened->routing.allowed[i])
             return false;
     return true;
 }
@@ -79,7 +79,7 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
 }
 
 // Where a product takes bf12 it is the fastest form, and nearly the smallest. Where none does,
-// weights are decoded if all of them fit so. What is stored takes the least memory: below a quarter
+// weights are decoded if all of them fit so. What is stored takes the least memory: below a fifth
 // of the experts the disk counts for more than the products (measured with one of 2 GB/s).
 static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *err)
 {
