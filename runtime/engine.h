@@ -24,7 +24,8 @@ typedef struct q3_engine q3_engine;
 typedef struct q3_session q3_session;
 
 // The form of weights in memory (see model.h). Left open it is bf12 if the processor has products
-// for it; else plain where all of them fit the budget so, else stored.
+// for it and the budget holds one expert a layer so, or else plain if the processor has none and
+// all of them fit the budget so; else stored.
 typedef enum q3_engine_weights {
     Q3_WEIGHTS_AUTO,
     Q3_WEIGHTS_BF12,
