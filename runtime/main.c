@@ -11,67 +11,67 @@
 #define O q3_options
 
 // Of every command that runs the model.
-#define ENGINE_OPTIONS                                                                           \
-    {.name = "threads",                                                                          \
-     .letter = 't',                                                                              \
-     .kind = Q3_OPTION_NUMBER,                                                                   \
-     .value_name = "N",                                                                          \
-     .target = &O.threads,                                                                       \
-     .min = 1,                                                                                   \
-     .max = Q3_WORKERS_MAX,                                                                      \
-     .help = "threads; the default is one for each processor"},                                  \
-        {.name = "memory",                                                                       \
-         .letter = 'm',                                                                          \
-         .kind = Q3_OPTION_SIZE,                                                                 \
-         .value_name = "SIZE",                                                                   \
-         .target = &O.memory,                                                                    \
-         .help = "memory for everything, such as 8G; what dense weights, KV cache and scratch "  \
-                 "leave holds experts; the default is what the model takes, or three quarters "  \
-                 "of what is free"},                                                             \
-        {.name = "batch",                                                                        \
-         .kind = Q3_OPTION_NUMBER,                                                               \
-         .value_name = "N",                                                                      \
-         .target = &O.batch,                                                                     \
-         .min = 1,                                                                               \
-         .max = Q3_BATCH_TOKENS_MAX,                                                             \
-         .help = "tokens of a prompt that go through the layers together; the default is 512"},  \
-        {.name = "weights",                                                                      \
-         .kind = Q3_OPTION_CHOICE,                                                               \
-         .value_name = "auto|bf12|stored|plain",                                                 \
-         .target = &O.weights,                                                                   \
-         .help =                                                                                 \
-             "weights in memory in twelve bits each, without loss, or as the pack stores "       \
-             "them, which is smaller, or as bf16; the default is bf12 on processors with AVX2, " \
-             "which is fastest"},                                                                \
-        {.name = "kv",                                                                           \
-         .kind = Q3_OPTION_CHOICE,                                                               \
-         .value_name = "f32|bf16",                                                               \
-         .target = &O.kv,                                                                        \
-         .help = "how keys and values are kept; bf16 takes half the memory and loses digits; "   \
-                 "the default is f32"},                                                          \
-        {.name = "io",                                                                           \
-         .kind = Q3_OPTION_CHOICE,                                                               \
-         .value_name = "auto|buffered|direct",                                                   \
-         .target = &O.io,                                                                        \
-         .help = "read experts through the page cache or around it; the default is a choice "    \
-                 "after a short probe, when the budget does not hold all of them"},              \
-        {.name = "readers",                                                                      \
-         .kind = Q3_OPTION_NUMBER,                                                               \
-         .value_name = "N",                                                                      \
-         .target = &O.readers,                                                                   \
-         .min = 1,                                                                               \
-         .max = Q3_READERS_MAX,                                                                  \
-         .help = "threads that read experts while others compute; the default is chosen as "     \
-                 "with --io, or 4"},                                                             \
-        {.name = "context",                                                                      \
-         .letter = 'c',                                                                          \
-         .kind = Q3_OPTION_NUMBER,                                                               \
-         .value_name = "N",                                                                      \
-         .target = &O.context,                                                                   \
-         .min = 1,                                                                               \
-         .max = 1 << 24,                                                                         \
-         .help = "longest prompt and answer together, in tokens; the default is 4096, or the "   \
-                 "model's maximum if that is less"},                                             \
+#define ENGINE_OPTIONS                                                                          \
+    {.name = "threads",                                                                         \
+     .letter = 't',                                                                             \
+     .kind = Q3_OPTION_NUMBER,                                                                  \
+     .value_name = "N",                                                                         \
+     .target = &O.threads,                                                                      \
+     .min = 1,                                                                                  \
+     .max = Q3_WORKERS_MAX,                                                                     \
+     .help = "threads; the default is one for each processor"},                                 \
+        {.name = "memory",                                                                      \
+         .letter = 'm',                                                                         \
+         .kind = Q3_OPTION_SIZE,                                                                \
+         .value_name = "SIZE",                                                                  \
+         .target = &O.memory,                                                                   \
+         .help = "memory for everything, such as 8G; what dense weights, KV cache and scratch " \
+                 "leave holds experts; the default is what the model takes, or three quarters " \
+                 "of what is free"},                                                            \
+        {.name = "batch",                                                                       \
+         .kind = Q3_OPTION_NUMBER,                                                              \
+         .value_name = "N",                                                                     \
+         .target = &O.batch,                                                                    \
+         .min = 1,                                                                              \
+         .max = Q3_BATCH_TOKENS_MAX,                                                            \
+         .help = "tokens of a prompt that go through the layers together; the default is 512"}, \
+        {.name = "weights",                                                                     \
+         .kind = Q3_OPTION_CHOICE,                                                              \
+         .value_name = "auto|bf12|stored|plain",                                                \
+         .target = &O.weights,                                                                  \
+         .help =                                                                                \
+             "bf12: weights in memory in twelve bits each, without loss; stored: as the pack "  \
+             "stores them, which is smaller if it has bit planes; plain: as bf16; the default " \
+             "is bf12 on processors with AVX2, which is fastest"},                              \
+        {.name = "kv",                                                                          \
+         .kind = Q3_OPTION_CHOICE,                                                              \
+         .value_name = "f32|bf16",                                                              \
+         .target = &O.kv,                                                                       \
+         .help = "how keys and values are kept; bf16 takes half the memory and loses digits; "  \
+                 "the default is f32"},                                                         \
+        {.name = "io",                                                                          \
+         .kind = Q3_OPTION_CHOICE,                                                              \
+         .value_name = "auto|buffered|direct",                                                  \
+         .target = &O.io,                                                                       \
+         .help = "read experts through the page cache or around it; the default is a choice "   \
+                 "after a short probe, when the budget does not hold all of them"},             \
+        {.name = "readers",                                                                     \
+         .kind = Q3_OPTION_NUMBER,                                                              \
+         .value_name = "N",                                                                     \
+         .target = &O.readers,                                                                  \
+         .min = 1,                                                                              \
+         .max = Q3_READERS_MAX,                                                                 \
+         .help = "threads that read experts while others compute; the default is chosen as "    \
+                 "with --io, or 4"},                                                            \
+        {.name = "context",                                                                     \
+         .letter = 'c',                                                                         \
+         .kind = Q3_OPTION_NUMBER,                                                              \
+         .value_name = "N",                                                                     \
+         .target = &O.context,                                                                  \
+         .min = 1,                                                                              \
+         .max = 1 << 24,                                                                        \
+         .help = "longest prompt and answer together, in tokens; the default is 4096, or the "  \
+                 "model's maximum if that is less"},                                            \
         Q3_CPU_OPTION
 
 // Of those in which the router can be led.

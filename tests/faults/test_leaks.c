@@ -544,7 +544,7 @@ static int prepare(void **state)
     manifest_path = q3_test_path("%s/manifest.json", directory);
     profile_path = q3_test_path("%s/profile.json", directory);
     pool_path = q3_test_path("%s/pool.json", directory);
-    assert_ok(q3_small_model_write(model, &error));
+    assert_ok(q3_small_model_write(model, Q3_SMALL_WIDTH_BF12, &error));
     assert_ok(extract_to(whole, 1, &error));
     spoken = q3_test_path("%s/spoken", directory);
     pair_path = q3_test_path("%s/pair.json", directory);

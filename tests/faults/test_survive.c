@@ -197,7 +197,7 @@ static int prepare(void **state)
     record = mmap(NULL, sizeof *record, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     close(fd);
     assert_true(record != MAP_FAILED);
-    assert_ok(q3_small_model_write(model, &error));
+    assert_ok(q3_small_model_write(model, Q3_SMALL_WIDTH, &error));
     q3_test_expect(extract_with(whole, "1"), 0, "");
     q3_test_expect(
         q3_test_run(NULL, Q3_TEST_VERIFY, "packs", whole, "--source", model, "--quiet", NULL), 0,
