@@ -18,8 +18,8 @@ typedef struct q3_budget_request {
     uint64_t pack_files; // listed in pack.json
     q3_scratch_shape scratch;
     uint32_t sessions;
-    bool narrow; // the KV cache is bf16
-    unsigned readers;
+    bool narrow;            // the KV cache is bf16
+    unsigned readers;       // threads of the expert cache
     unsigned ahead;         // experts that may be read ahead where not all fit, if there is room
     bool decodes;           // readers decode experts whole, or by zstd
     uint64_t readers_bytes; // that they want for it beside that

@@ -256,15 +256,14 @@ static void *run_reader(void *argument)
     return NULL;
 }
 
-uint64_t q3_expert_readers_bytes(const q3_model *model, unsigned readers)
+uint64_t q3_expert_threads_bytes(const q3_model *model, unsigned threads)
 {
-    return (readers + UINT64_C(1)) * q3_region_part(q3_model_block_bytes(model), 1);
+    return threads * q3_region_part(q3_model_block_bytes(model), 1);
 }
 
-// One more than may read at the same time: it checks what the others have read.
 static bool start_readers(q3_expert_cache *cache, unsigned readers, q3_error *err)
 {
-    const unsigned count = cache->threads_wanted = readers + 1;
+    const unsigned count = cache->threads_wanted = q3_expert_threads(readers);
     cache->readers = readers;
     cache->threads = q3_alloc_zeroed(count, sizeof *cache->threads, err);
     cache->frame_readers =
@@ -273,7 +272,7 @@ static bool start_readers(q3_expert_cache *cache, unsigned readers, q3_error *er
         return false;
     const uint64_t block = q3_model_block_bytes(cache->model);
     if (block &&
-        !q3_region_create(q3_expert_readers_bytes(cache->model, readers), &cache->blocks, err))
+        !q3_region_create(q3_expert_threads_bytes(cache->model, count), &cache->blocks, err))
         return false;
     for (unsigned i = 0; i < count; i++) {
         if (!(cache->frame_readers[i].coder = q3_coder_create(err)))

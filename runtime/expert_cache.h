@@ -45,8 +45,13 @@ typedef struct q3_expert_cache_options {
                       // that of the largest slot
 } q3_expert_cache_options;
 
-// Memory that so many readers want beside the slots.
-uint64_t q3_expert_readers_bytes(const q3_model *model, unsigned readers);
+// Threads that so many readers take: one more checks what they have read. And the memory that these
+// threads want beside the slots.
+static inline unsigned q3_expert_threads(unsigned readers)
+{
+    return readers + 1;
+}
+uint64_t q3_expert_threads_bytes(const q3_model *model, unsigned threads);
 
 // Memory of a slot of each layer: of the largest of the experts in members[layer][expert]. A layer
 // in which the pack has none of them gets 0. Layers that need nearly as much as the largest one get

@@ -683,6 +683,21 @@ static void show_routes(const batch_run *run, const q3_observer *observer)
     }
 }
 
+// The logits of a layer's router for the tokens as they are now.
+static bool run_router(batch_run *run, uint32_t index, q3_error *err)
+{
+    const q3_forward *f = run->forward;
+    q3_scratch *s = f->scratch;
+    const q3_layer *layer = &f->model->layers[index];
+    norm_tokens(run, layer->post_attention_norm);
+    product router = {.matrix = layer->router,
+                      .panels = (const void *const *)s->normed_panels,
+                      .y = s->router_out,
+                      .vectors = run->count,
+                      .place = {.component = Q3_TEXT, .part = Q3_ROUTER, .layer = index}};
+    return run_products(f, run->products, &router, 1, err);
+}
+
 // Tells the cache which experts the next layer will probably need: the likelier half of those that
 // its router would choose for the token as it is now. What is still to be added to it is small
 // beside what is there. The other half is wrong so often that reading it gains nothing more.
@@ -694,14 +709,7 @@ static bool expect_experts(batch_run *run, bool after_visit, q3_error *err)
     if (run->count > 1 || next == f->model->config->num_hidden_layers ||
         !q3_expert_cache_expects(f->experts, next))
         return true;
-    const q3_layer *layer = &f->model->layers[next];
-    norm_tokens(run, layer->post_attention_norm);
-    product router = {.matrix = layer->router,
-                      .panels = (const void *const *)s->normed_panels,
-                      .y = s->router_out,
-                      .vectors = 1,
-                      .place = {.component = Q3_TEXT, .part = Q3_ROUTER, .layer = next}};
-    if (!run_products(f, run->products, &router, 1, err))
+    if (!run_router(run, next, err))
         return false;
     const q3_route_rules rules = rules_of(f, next);
     const uint32_t count =
@@ -724,19 +732,10 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
     const q3_forward *f = run->forward;
     q3_scratch *s = f->scratch;
     const q3_config *config = f->model->config;
-    const q3_layer *layer = &f->model->layers[run->layer];
     const uint32_t top_k = config->num_experts_per_tok;
     // Once before the layer's own are asked for: what they leave of the disk is not left unused
     // while they are computed. And again, better, before the next layer's attention.
-    if (!expect_experts(run, true, err))
-        return false;
-    norm_tokens(run, layer->post_attention_norm);
-    product router = {.matrix = layer->router,
-                      .panels = (const void *const *)s->normed_panels,
-                      .y = s->router_out,
-                      .vectors = run->count,
-                      .place = layer_place(run, Q3_ROUTER)};
-    if (!run_products(f, run->products, &router, 1, err))
+    if (!expect_experts(run, true, err) || !run_router(run, run->layer, err))
         return false;
     run->rules = rules_of(f, run->layer);
     q3_team_run(f->team, choose_task, run, run->count,

@@ -25,7 +25,7 @@ bool q3_block_shorten(const q3_bf12_kernels *kernels, const uint16_t *rows, size
     kernels->pack(rows, weights, lowest, memory);
     *block = (q3_block){
         .data = memory,
-        .bytes = (uint32_t)(weights / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES),
+        .bytes = (uint32_t)q3_bf12_groups_bytes(weights),
         .kind = Q3_BLOCK_BF12,
         .lowest = lowest,
     };

@@ -331,6 +331,11 @@ static bool shorten(const q3_bf12_kernels *kernels, const placement *to, const q
     return q3_block_check(block, frame->raw_bytes, err);
 }
 
+static uint64_t whole_pages(uint64_t bytes)
+{
+    return (bytes + PAGE - 1) / PAGE * PAGE;
+}
+
 // How the three matrices of an expert lie in memory: in an image of the file, or each decoded, or
 // each shortened from an image that is read to the end of the same memory.
 typedef struct expert_placement {
@@ -356,11 +361,6 @@ static void in_order(const expert_placement *to, const q3_pack *pack,
     }
 }
 
-static uint64_t image_bytes(const q3_pack *pack)
-{
-    return (pack->size + PAGE - 1) / PAGE * PAGE;
-}
-
 // Memory in which an expert's blocks can be made, one after the other from the beginning on, from
 // an image of the file at the end: all of the image, and no block may reach into a frame that is
 // still to be read.
@@ -371,16 +371,17 @@ static uint64_t shortening_bytes(const expert_placement *to, const q3_pack *pack
     uint64_t made = 0;
     for (size_t i = 0; i < PARTS; i++)
         made += placement_bytes(sorted[i], pack);
-    uint64_t bytes = image_bytes(pack), first_unread = pack->size;
+    const uint64_t image = whole_pages(pack->size);
+    uint64_t bytes = image, first_unread = pack->size;
     for (size_t i = PARTS; i-- > 0;)
         for (uint32_t j = sorted[i]->blocks; j-- > 0;) {
             const q3_frame *frame = frame_of(sorted[i], pack, j);
-            const uint64_t needed = made + image_bytes(pack) - first_unread;
+            const uint64_t needed = made + image - first_unread;
             bytes = needed > bytes ? needed : bytes;
             made -= room_for(sorted[i], frame);
             first_unread = frame->offset < first_unread ? frame->offset : first_unread;
         }
-    const uint64_t needed = made + image_bytes(pack) - first_unread;
+    const uint64_t needed = made + image - first_unread;
     return needed > bytes ? needed : bytes;
 }
 
@@ -411,7 +412,7 @@ static bool place_expert(const q3_config *config, q3_form form, const q3_place *
     }
     if (reading == Q3_READING_SHORTENS)
         to->bytes = shortening_bytes(to, pack);
-    to->bytes = (to->bytes + PAGE - 1) / PAGE * PAGE;
+    to->bytes = whole_pages(to->bytes);
     return true;
 }
 
@@ -772,7 +773,7 @@ static uint64_t image_at(const q3_model *model, const q3_set_file *file)
 {
     const size_t index = index_of(model, file);
     return model->file_reading[model->form][index] == Q3_READING_SHORTENS
-               ? model->file_bytes[model->form][index] - (file->size + PAGE - 1) / PAGE * PAGE
+               ? model->file_bytes[model->form][index] - whole_pages(file->size)
                : 0;
 }
 

@@ -73,10 +73,16 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
     opened->model.form = form;
     opened->budget.dense_bytes = q3_model_dense_bytes(&opened->model);
     opened->budget.decodes = decodes_experts(opened);
-    opened->budget.readers_bytes = q3_expert_readers_bytes(&opened->model, opened->budget.readers);
+    opened->budget.readers_bytes = q3_expert_threads_bytes(&opened->model, opened->budget.readers);
     q3_expert_cache_slots(&opened->model, opened->model.held, opened->slot_bytes);
     return q3_budget_make(&opened->budget, &opened->info.memory, opened->slots, err);
 }
+
+static const q3_engine_weights weights_of[Q3_FORMS] = {
+    [Q3_FORM_STORED] = Q3_WEIGHTS_STORED,
+    [Q3_FORM_BF12] = Q3_WEIGHTS_BF12,
+    [Q3_FORM_PLAIN] = Q3_WEIGHTS_PLAIN,
+};
 
 // Where a product takes bf12 it is the fastest form, and nearly the smallest. Where none does,
 // weights are decoded if all of them fit so. What is stored takes the least memory: below a fifth
@@ -84,16 +90,9 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
 static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *err)
 {
     q3_error too_small;
-    switch (weights) {
-    case Q3_WEIGHTS_PLAIN:
-        return make_budget(opened, Q3_FORM_PLAIN, err);
-    case Q3_WEIGHTS_BF12:
-        return make_budget(opened, Q3_FORM_BF12, err);
-    case Q3_WEIGHTS_STORED:
-        return make_budget(opened, Q3_FORM_STORED, err);
-    case Q3_WEIGHTS_AUTO:
-        break;
-    }
+    for (unsigned form = 0; form < Q3_FORMS; form++)
+        if (weights_of[form] == weights)
+            return make_budget(opened, (q3_form)form, err);
     const bool takes = opened->kernels->few->multiply_bf12 != NULL;
     if (make_budget(opened, takes ? Q3_FORM_BF12 : Q3_FORM_PLAIN, &too_small) &&
         (takes ? many_fit(opened) : q3_opened_all_fits(opened)))
@@ -122,8 +121,8 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
                     .threads = opened->team.count},
         .sessions = options->sessions ? options->sessions : 1,
         .narrow = options->narrow_kv,
-        // How many a probe will find best is not known yet. One more checks what they have read.
-        .readers = (options->readers ? options->readers : Q3_PROBE_READERS_MAX) + 1,
+        // How many a probe will find best is not known yet.
+        .readers = q3_expert_threads(options->readers ? options->readers : Q3_PROBE_READERS_MAX),
         .ahead = Q3_AHEAD_MAX,
         .tokenizer = options->tokenizer,
         .kept_logits = options->kept_logits,
@@ -140,9 +139,7 @@ static void describe(q3_opened *opened)
     info->config = config;
     info->threads = opened->team.count;
     info->kernels = opened->kernels->name;
-    info->weights = opened->model.form == Q3_FORM_PLAIN  ? Q3_WEIGHTS_PLAIN
-                    : opened->model.form == Q3_FORM_BF12 ? Q3_WEIGHTS_BF12
-                                                         : Q3_WEIGHTS_STORED;
+    info->weights = weights_of[opened->model.form];
     info->experts = (uint64_t)config->num_hidden_layers * config->num_experts;
     info->held_experts = opened->model.held_count;
     info->pool_named = opened->pool.named;

@@ -48,8 +48,7 @@ static size_t outside(const uint16_t *weights, size_t count, unsigned lowest)
 static void pack(const uint16_t *weights, size_t count, unsigned lowest, void *block)
 {
     uint8_t *group = block;
-    q3_bf12_exception *exception =
-        (q3_bf12_exception *)(void *)(group + count / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES);
+    q3_bf12_exception *exception = q3_bf12_exceptions(block, count);
     for (size_t first = 0; first < count; first += Q3_BF12_GROUP, group += Q3_BF12_GROUP_BYTES)
         for (unsigned b = 0; b < Q3_BF12_GROUP; b++) {
             const unsigned half = Q3_BF12_GROUP / 2;

@@ -55,21 +55,30 @@ static inline size_t q3_bf12_room(size_t weights)
     return 8 + weights / 512;
 }
 
+static inline size_t q3_bf12_groups_bytes(size_t weights)
+{
+    return weights / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES;
+}
+
+// Where a block's exceptions lie.
+static inline q3_bf12_exception *q3_bf12_exceptions(void *block, size_t weights)
+{
+    return (q3_bf12_exception *)(void *)((uint8_t *)block + q3_bf12_groups_bytes(weights));
+}
+
 // Bytes of a block: the groups, then the exceptions and the one behind the last.
 static inline size_t q3_bf12_bytes(size_t weights)
 {
-    return weights / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES +
-           (q3_bf12_room(weights) + 1) * sizeof(q3_bf12_exception);
+    return q3_bf12_groups_bytes(weights) + (q3_bf12_room(weights) + 1) * sizeof(q3_bf12_exception);
 }
 
 // The block that lies in so many bytes, a multiple of 8.
 static inline q3_bf12 q3_bf12_at(const void *block, size_t weights, unsigned lowest)
 {
-    const uint8_t *groups = block;
     return (q3_bf12){
-        .groups = groups,
-        .exceptions = (const q3_bf12_exception *)(const void *)(groups + weights / Q3_BF12_GROUP *
-                                                                             Q3_BF12_GROUP_BYTES),
+        .groups = block,
+        // Only to be read through the result.
+        .exceptions = q3_bf12_exceptions((void *)(uintptr_t)block, weights),
         .lowest = lowest,
     };
 }

@@ -9,6 +9,7 @@
 #include "checkpoint_writer.h"
 #include "engine.h"
 #include "extract.h"
+#include "level.h"
 #include "model.h"
 #include "pack_format.h"
 #include "set.h"
@@ -468,16 +469,10 @@ static void test_broken_frames(void **state)
     }
 }
 
-// The level of processor to use may be given; without it the best one is used.
 int main(int argc, char **argv)
 {
-    enum { SKIPPED = 77 };
-    q3_cpu_level level;
-    q3_error error;
-    if (argc > 1 && !(q3_cpu_parse(argv[1], &level) && q3_cpu_limit(level, &error))) {
-        print_message("skipped: there is no %s here\n", argv[1]);
-        return SKIPPED;
-    }
+    if (!q3_test_has_level(argc, argv))
+        return Q3_TEST_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixed_blocks),
         cmocka_unit_test(test_broken_frames),

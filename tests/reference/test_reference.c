@@ -8,6 +8,7 @@
 #include "engine.h"
 #include "extract.h"
 #include "kernels/kernels.h"
+#include "level.h"
 #include "support.h"
 
 #include <inttypes.h>
@@ -775,16 +776,10 @@ static int make_packs(void **state)
     return -1;
 }
 
-// The level of processor to use may be given; without it the best one is used.
 int main(int argc, char **argv)
 {
-    enum { SKIPPED = 77 };
-    q3_cpu_level level;
-    q3_error error;
-    if (argc > 1 && !(q3_cpu_parse(argv[1], &level) && q3_cpu_limit(level, &error))) {
-        print_message("skipped: there is no %s here\n", argv[1]);
-        return SKIPPED;
-    }
+    if (!q3_test_has_level(argc, argv))
+        return Q3_TEST_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_prompts),      cmocka_unit_test(test_inside),
         cmocka_unit_test(test_nll),          cmocka_unit_test(test_pools),

@@ -58,8 +58,7 @@ static void bf12_pack(const uint16_t *weights, size_t count, unsigned lowest, vo
 {
     const __m256i start = bf12_start(lowest);
     uint8_t *group = block;
-    q3_bf12_exception *exception =
-        (q3_bf12_exception *)(void *)(group + count / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES);
+    q3_bf12_exception *exception = q3_bf12_exceptions(block, count);
     for (size_t first = 0; first < count; first += Q3_BF12_GROUP, group += Q3_BF12_GROUP_BYTES) {
         bf12_parts parts[4];
         UNROLL
@@ -123,21 +122,6 @@ typedef struct bf12_tile {
     floats evens[BF12_TILE], odds[BF12_TILE];
 } bf12_tile;
 
-ALWAYS_INLINE void bf12_add_weights(const pairs weights[GROUP_BLOCKS], const float *const *x,
-                                    size_t column, unsigned vectors, floats *evens, floats *odds)
-{
-    UNROLL
-    for (unsigned b = 0; b < GROUP_BLOCKS; b++) {
-        const floats evens_of = even(weights[b]), odds_of = odd(weights[b]);
-        UNROLL
-        for (unsigned v = 0; v < vectors; v++) {
-            const float *numbers = x[v] + column + b * BLOCK;
-            evens[v] = multiply_add(evens_of, load(numbers), evens[v]);
-            odds[v] = multiply_add(odds_of, load(numbers + WIDTH), odds[v]);
-        }
-    }
-}
-
 ALWAYS_INLINE const uint8_t *bf12_group_of(const bf12_tile *t, unsigned r, size_t group)
 {
     const size_t groups = t->columns / Q3_BF12_GROUP;
@@ -168,8 +152,8 @@ ALWAYS_INLINE void bf12_add_groups(bf12_tile *t, bf12_table table, size_t from, 
             pairs weights[GROUP_BLOCKS];
             bf12_weights(at[r], table, weights);
             at[r] += Q3_BF12_GROUP_BYTES;
-            bf12_add_weights(weights, x, group * Q3_BF12_GROUP, vectors, evens + r * vectors,
-                             odds + r * vectors);
+            add_weights(weights, x, group * Q3_BF12_GROUP, vectors, evens + r * vectors,
+                        odds + r * vectors);
         }
     }
     UNROLL
@@ -192,8 +176,8 @@ ALWAYS_INLINE void bf12_add_patched(bf12_tile *t, bf12_table table, size_t group
         for (; t->next[r]->weight - first < Q3_BF12_GROUP; t->next[r]++)
             patched[t->next[r]->weight - first] = t->next[r]->value;
         memcpy(weights, patched, sizeof patched);
-        bf12_add_weights(weights, t->x, group * Q3_BF12_GROUP, vectors, t->evens + r * vectors,
-                         t->odds + r * vectors);
+        add_weights(weights, t->x, group * Q3_BF12_GROUP, vectors, t->evens + r * vectors,
+                    t->odds + r * vectors);
     }
 }
 

@@ -255,6 +255,22 @@ static __attribute__((noinline, cold)) void patch(uint64_t places, const uint8_t
     memcpy(patched, raw, sizeof raw);
 }
 
+// Adds what 64 weights of a row give with as many numbers of each vector, from `column` on.
+ALWAYS_INLINE void add_weights(const pairs weights[GROUP_BLOCKS], const float *const *x,
+                               size_t column, unsigned vectors, floats *evens, floats *odds)
+{
+    UNROLL
+    for (unsigned b = 0; b < GROUP_BLOCKS; b++) {
+        const floats evens_of = even(weights[b]), odds_of = odd(weights[b]);
+        UNROLL
+        for (unsigned v = 0; v < vectors; v++) {
+            const float *numbers = x[v] + column + b * BLOCK;
+            evens[v] = multiply_add(evens_of, load(numbers), evens[v]);
+            odds[v] = multiply_add(odds_of, load(numbers + WIDTH), odds[v]);
+        }
+    }
+}
+
 ALWAYS_INLINE bool multiply_frame_by(const q3_bitplane_view *view, size_t rows, size_t columns,
                                      const float *const *x, unsigned vectors, float *const *y,
                                      size_t first)
@@ -302,16 +318,7 @@ ALWAYS_INLINE bool multiply_frame_by(const q3_bitplane_view *view, size_t rows, 
                     memcpy(weights, after, sizeof after);
                     at.escapes += count;
                 }
-                UNROLL
-                for (unsigned b = 0; b < GROUP_BLOCKS; b++) {
-                    const floats evens_of = even(weights[b]), odds_of = odd(weights[b]);
-                    UNROLL
-                    for (unsigned v = 0; v < vectors; v++) {
-                        const float *numbers = x[v] + column + b * BLOCK;
-                        evens[v] = multiply_add(evens_of, load(numbers), evens[v]);
-                        odds[v] = multiply_add(odds_of, load(numbers + WIDTH), odds[v]);
-                    }
-                }
+                add_weights(weights, x, column, vectors, evens, odds);
                 low += Q3_BITPLANE_GROUP;
                 column += Q3_BITPLANE_GROUP;
             }

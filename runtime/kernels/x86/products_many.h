@@ -313,7 +313,7 @@ static void many_multiply_bf12(const q3_bf12 *block, size_t rows, size_t columns
         return;
     }
     packed band;
-    const size_t row_bytes = columns / Q3_BF12_GROUP * Q3_BF12_GROUP_BYTES;
+    const size_t row_bytes = q3_bf12_groups_bytes(columns);
     const q3_bf12_exception *exception = block->exceptions;
     for (size_t r = 0, some; r < rows; r += some) {
         some = band_rows(rows, r);
