@@ -120,25 +120,25 @@ static void pack(const uint16_t *weights, size_t rows, size_t columns, packed *t
         pack_columns(weights + i * BLOCK, columns, rows, columns - i * BLOCK, i, to);
 }
 
-// Rows of bf12 from `row` on, a piece at a time, which stays in the first cache. *exception is the
-// first that is not before them, and becomes that behind them.
+// Rows of bf12 from `row` on. *exception is the first that is not before them, and becomes that
+// behind them.
 static void pack_bf12(const q3_bf12 *block, size_t row, size_t rows, size_t columns,
                       const q3_bf12_exception **exception, packed *to)
 {
-    enum { PIECE = PACKED_BLOCKS * BLOCK, PIECE_GROUPS = PIECE / Q3_BF12_GROUP };
     const bf12_table table = bf12_table_of(block);
-    const size_t groups = columns / Q3_BF12_GROUP;
-    pairs piece[LONG_ROWS][PIECE_GROUPS][GROUP_BLOCKS];
+    const size_t row_bytes = q3_bf12_groups_bytes(columns);
+    const uint8_t *from = block->groups + row * row_bytes;
     begin_packed(columns, to);
-    for (size_t i = 0; i < groups; i += PIECE_GROUPS) {
-        const size_t some = groups - i < PIECE_GROUPS ? groups - i : PIECE_GROUPS;
-        for (size_t r = 0; r < rows; r++) {
-            const uint8_t *group = block->groups + ((row + r) * groups + i) * Q3_BF12_GROUP_BYTES;
-            for (size_t g = 0; g < some; g++)
-                bf12_weights(group + g * Q3_BF12_GROUP_BYTES, table, piece[r][g]);
+    for (size_t i = 0; i < columns / Q3_BF12_GROUP; i++, from += Q3_BF12_GROUP_BYTES) {
+        pairs *at = to->pairs + i * 2 * GROUP_BLOCKS;
+        if (rows == LONG_ROWS) {
+            bf12_transpose(from, row_bytes, table, at, to->stride);
+            continue;
         }
-        pack_columns((const uint16_t *)(const void *)piece, PIECE, rows,
-                     columns - i * Q3_BF12_GROUP, i * Q3_BF12_GROUP / BLOCK, to);
+        uint8_t some[LONG_ROWS][Q3_BF12_GROUP_BYTES] = {{0}};
+        for (size_t r = 0; r < rows; r++)
+            memcpy(some[r], from + r * row_bytes, Q3_BF12_GROUP_BYTES);
+        bf12_transpose(some[0], Q3_BF12_GROUP_BYTES, table, at, to->stride);
     }
     const size_t first = row * columns;
     for (; (*exception)->weight < first + rows * columns; (*exception)++) {
