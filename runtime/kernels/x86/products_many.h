@@ -27,7 +27,7 @@ enum {
     PACKED_BLOCKS = 16,
     // Vectors of pairs after each pair's place: places are not a multiple of 4 KiB apart.
     GAP = 6,
-    LEVELS = 4, // of the tree in which lanes are added, with its root
+    LEVELS = 5, // of the tree in which places are added, with its root
 };
 
 static bool takes_many(size_t columns)
@@ -155,74 +155,68 @@ typedef struct long_sums {
     floats of[LONG_VECTORS * 2];
 } long_sums;
 
-// What the weights of one place, from the numbers of pairs on, give with the numbers of the
-// vectors there.
-ALWAYS_INLINE void add_place(const uint16_t *weights, const float *const *x, size_t at,
-                             size_t blocks, unsigned vectors, floats *sum)
+ALWAYS_INLINE void add_blocks(const uint16_t *weights, const float *const *x, size_t at,
+                              unsigned vectors, floats *sum)
 {
+    const floats above = even(load_pairs(weights));
+    const floats below = even(load_pairs(weights + BLOCK));
+    UNROLL
+    for (unsigned v = 0; v < vectors; v++) {
+        const floats number = set_all(x[v][at]);
+        sum[2 * v] = multiply_add(above, number, sum[2 * v]);
+        sum[2 * v + 1] = multiply_add(below, number, sum[2 * v + 1]);
+    }
+}
+
+// Adds what the weights of one place give with the numbers of the vectors there to a tile's tree:
+// levels[l * stride] is the sum of 2^l places that waits for the next such one.
+ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsigned place,
+                             unsigned vectors, long_sums *levels, size_t stride)
+{
+    const size_t blocks = weights->blocks;
+    // Shifted, a pair that begins with an odd place leaves that.
+    const uint16_t *pair =
+        (const uint16_t *)(weights->pairs + place / 2 * weights->stride) + place % 2;
+    floats sum[LONG_VECTORS * 2];
     const float *from[LONG_VECTORS];
     UNROLL
     for (unsigned v = 0; v < vectors; v++) {
-        from[v] = x[v] + at;
+        from[v] = x[v] + place * blocks;
         sum[2 * v] = sum[2 * v + 1] = zero();
     }
     UNROLL_BY(2)
-    for (size_t i = 0; i < blocks; i++) {
-        const floats above = even(load_pairs(weights + i * 2 * BLOCK));
-        const floats below = even(load_pairs(weights + i * 2 * BLOCK + BLOCK));
+    for (size_t i = 0; i < blocks; i++)
+        add_blocks(pair + i * 2 * BLOCK, from, i, vectors, sum);
+    for (; place % 2; place /= 2, levels += stride) {
         UNROLL
-        for (unsigned v = 0; v < vectors; v++) {
-            const floats number = set_all(from[v][i]);
-            sum[2 * v] = multiply_add(above, number, sum[2 * v]);
-            sum[2 * v + 1] = multiply_add(below, number, sum[2 * v + 1]);
-        }
-    }
-}
-
-// Adds a lane to a tile's tree: levels[l * stride] is the sum of 2^l lanes that waits for the next
-// such one.
-ALWAYS_INLINE void add_lane(const packed *weights, const float *const *x, unsigned lane,
-                            unsigned vectors, long_sums *levels, size_t stride)
-{
-    const size_t blocks = weights->blocks;
-    const uint16_t *from = (const uint16_t *)(weights->pairs + lane * weights->stride);
-    floats total[LONG_VECTORS * 2], odds[LONG_VECTORS * 2];
-    add_place(from, x, 2 * lane * blocks, blocks, vectors, total);
-    // Shifted, a pair that begins with an odd place leaves that.
-    add_place(from + 1, x, (2 * lane + 1) * blocks, blocks, vectors, odds);
-    UNROLL
-    for (unsigned i = 0; i < 2 * vectors; i++)
-        total[i] = total[i] + odds[i];
-    for (; lane % 2; lane /= 2, levels += stride) {
-        UNROLL
-        for (unsigned i = 0; i < 2 * vectors; i++)
-            total[i] = levels->of[i] + total[i];
+        for (unsigned n = 0; n < 2 * vectors; n++)
+            sum[n] = levels->of[n] + sum[n];
     }
     UNROLL
-    for (unsigned i = 0; i < 2 * vectors; i++)
-        levels->of[i] = total[i];
+    for (unsigned n = 0; n < 2 * vectors; n++)
+        levels->of[n] = sum[n];
 }
 
-typedef void add_lane_some(const packed *weights, const float *const *x, unsigned lane,
-                           long_sums *levels, size_t stride);
+typedef void add_place_some(const packed *weights, const float *const *x, unsigned place,
+                            long_sums *levels, size_t stride);
 
-#define ADD_LANE(vectors)                                                                       \
-    static void add_lane_##vectors(const packed *weights, const float *const *x, unsigned lane, \
-                                   long_sums *levels, size_t stride)                            \
-    {                                                                                           \
-        add_lane(weights, x, lane, vectors, levels, stride);                                    \
+#define ADD_PLACE(vectors)                                                                        \
+    static void add_place_##vectors(const packed *weights, const float *const *x, unsigned place, \
+                                    long_sums *levels, size_t stride)                             \
+    {                                                                                             \
+        add_place(weights, x, place, vectors, levels, stride);                                    \
     }
 
-ADD_LANE(1)
-ADD_LANE(2)
-ADD_LANE(3)
-ADD_LANE(4)
-ADD_LANE(5)
-ADD_LANE(6)
+ADD_PLACE(1)
+ADD_PLACE(2)
+ADD_PLACE(3)
+ADD_PLACE(4)
+ADD_PLACE(5)
+ADD_PLACE(6)
 
-static add_lane_some *const add_lane_of[] = {
-    [1] = add_lane_1, [2] = add_lane_2, [3] = add_lane_3,
-    [4] = add_lane_4, [5] = add_lane_5, [6] = add_lane_6,
+static add_place_some *const add_place_of[] = {
+    [1] = add_place_1, [2] = add_place_2, [3] = add_place_3,
+    [4] = add_place_4, [5] = add_place_5, [6] = add_place_6,
 };
 
 // The first vector of a tile, of tiles of nearly equal size.
@@ -257,8 +251,9 @@ static void multiply_packed(const packed *weights, size_t rows, const float *con
             for (size_t byte = 0; byte < each; byte += 64)
                 _mm_prefetch((const char *)next + byte, _MM_HINT_T0);
             next += each;
-            add_lane_of[tile_begin(vectors, tiles, i + 1) - v](weights, x + v, lane, &levels[0][i],
-                                                               GROUP_TILES);
+            add_place_some *add = add_place_of[tile_begin(vectors, tiles, i + 1) - v];
+            add(weights, x + v, 2 * lane, &levels[0][i], GROUP_TILES);
+            add(weights, x + v, 2 * lane + 1, &levels[0][i], GROUP_TILES);
         }
     for (size_t i = 0; i < tiles; i++) {
         const size_t v = tile_begin(vectors, tiles, i);
