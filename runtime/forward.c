@@ -32,7 +32,16 @@ typedef struct arrangement {
 // The tokens' choices of experts. A choice is numbered token * top_k + rank; those of an expert
 // follow each other in `choices`, and are what its product is for. Experts are computed in waves
 // that the buffers take: WAVE_VECTORS choices, or those of one expert.
-enum { WAVE_VECTORS = 2048, PANEL_MAX = 16 };
+//
+// Where there is enough for all threads to do, an expert is one task of one thread, for so many
+// choices at a time: what it makes of them stays in the thread's cache until it is used.
+enum { WAVE_VECTORS = 2048, SHARE_VECTORS = 128 };
+
+// Some choices of an expert, which are the task of a thread.
+typedef struct share {
+    uint32_t expert;       // of those to be computed
+    uint32_t first, count; // of `choices`
+} share;
 
 struct q3_scratch {
     q3_region memory;
@@ -69,6 +78,10 @@ struct q3_scratch {
     product *products;         // [experts]
     arrangement *arrangements; // [experts]
     uint32_t wave_vectors, wave_panels;
+    share *shares; // [experts + choices / SHARE_VECTORS]
+    // For each thread, of a share's vectors: gate and up, and the panels of both products.
+    uint8_t *share_memory;
+    uint64_t share_gate_bytes, share_in_bytes, share_bytes; // of gate, of the first panels, of all
     // The tokens' vectors as panels, and pointers to them, for the products:
     uint8_t *normed_memory, *attention_memory;
     void **normed_panels, **attention_panels;
@@ -122,6 +135,15 @@ static uint64_t lay_out(q3_scratch *s, const q3_scratch_shape *shape, q3_region 
                                           q3_score_stride(shape->context + Q3_ATTEND_TOKENS),
                                       sizeof(float)) /
                        sizeof(float);
+    const uint64_t share_vectors = batch < SHARE_VECTORS ? batch : SHARE_VECTORS;
+    s->share_gate_bytes = q3_region_part(share_vectors * inner, sizeof(float));
+    s->share_in_bytes =
+        k->many->panel == 1
+            ? 0
+            : q3_region_part(count_panels(k->many, share_vectors, 1), k->many->panel_bytes(hidden));
+    s->share_bytes =
+        2 * s->share_gate_bytes + s->share_in_bytes +
+        q3_region_part(count_panels(k->many, share_vectors, 1), k->many->panel_bytes(inner));
     const struct {
         void *pointer; // to the member
         uint64_t count;
@@ -159,6 +181,8 @@ static uint64_t lay_out(q3_scratch *s, const q3_scratch_shape *shape, q3_region 
         {&s->inner_memory, panels_bytes(k, wave, parts, inner), 1},
         {&s->products, experts, sizeof(product)},
         {&s->arrangements, experts, sizeof(arrangement)},
+        {&s->shares, experts + choices / SHARE_VECTORS, sizeof(share)},
+        {&s->share_memory, shape->threads * s->share_bytes, 1},
         {&s->normed_memory, panels_bytes(k, batch, 1, hidden), 1},
         {&s->attention_memory, panels_bytes(k, batch, 1, query), 1},
         {&s->normed_panels, batch, sizeof(void *)},
@@ -242,33 +266,79 @@ typedef struct product_run {
     const q3_forward *forward;
     const q3_products *kernels;
     const product *products;
-    uint32_t count;
+    uint32_t count, tasks;
     atomic_uint failed; // the lowest product one of whose frames does not decode
 } product_run;
 
-// One block of a product.
+// The product that a task is of, the task being before the end of products[count - 1].
+static const product *product_of(const product_run *run, uint32_t task)
+{
+    uint32_t at = run->count - 1;
+    while (run->products[at].first_task > task)
+        at--;
+    return &run->products[at];
+}
+
+// The vectors of a product are cut into groups, for each of which a thread goes through all blocks.
+static uint32_t count_groups(const q3_products *kernels, uint32_t vectors)
+{
+    return (vectors - 1) / kernels->group + 1;
+}
+
+// What a worker is likely to do after a task: the threads take tasks by turns.
+static q3_next after_task(const product_run *run, uint32_t task)
+{
+    const uint64_t next = (uint64_t)task + run->forward->team->count;
+    if (next >= run->tasks)
+        return (q3_next){0};
+    const product *p = product_of(run, (uint32_t)next);
+    return q3_matrix_next(&p->matrix,
+                          ((uint32_t)next - p->first_task) % q3_matrix_blocks(&p->matrix));
+}
+
+// One block of a product for all its vectors.
+static bool compute_block(const q3_forward *f, const q3_products *kernels, const product *p,
+                          uint32_t block, q3_next after, const q3_frame_reader *reader)
+{
+    const uint32_t first = block * p->matrix.block_rows, rows = q3_block_rows(&p->matrix, block);
+    if (!q3_matrix_multiply(&p->matrix, block, f->kernels, kernels, p->panels, p->vectors, p->y,
+                            p->second ? q3_matrix_next(p->second, block) : after, reader->block,
+                            reader->coder))
+        return false;
+    if (!p->second)
+        return true;
+    if (!q3_matrix_multiply(p->second, block, f->kernels, kernels, p->panels, p->vectors,
+                            p->second_y, after, reader->block, reader->coder))
+        return false;
+    for (uint32_t v = 0; v < p->vectors; v++)
+        f->kernels->silu_multiply(p->y[v] + first, p->second_y[v] + first, rows);
+    return true;
+}
+
+// Remembers the lowest number that failed.
+static void note_failure(atomic_uint *lowest, unsigned number)
+{
+    unsigned failed = atomic_load(lowest);
+    while (number < failed && !atomic_compare_exchange_weak(lowest, &failed, number))
+        ;
+}
+
+// One block of a product for one group of vectors.
 static void product_task(void *context, uint32_t index, unsigned worker)
 {
     product_run *run = context;
     const q3_forward *f = run->forward;
-    uint32_t at = run->count - 1;
-    while (run->products[at].first_task > index)
-        at--;
-    const product *p = &run->products[at];
-    const uint32_t block = index - p->first_task;
-    const uint32_t first = block * p->matrix.block_rows, rows = q3_block_rows(&p->matrix, block);
-    const q3_frame_reader *reader = &f->team->readers[worker];
-    bool ok = q3_matrix_multiply(&p->matrix, block, f->kernels, run->kernels, p->panels, p->vectors,
-                                 p->y, reader->block, reader->coder);
-    if (ok && p->second) {
-        ok = q3_matrix_multiply(p->second, block, f->kernels, run->kernels, p->panels, p->vectors,
-                                p->second_y, reader->block, reader->coder);
-        for (uint32_t v = 0; ok && v < p->vectors; v++)
-            f->kernels->silu_multiply(p->y[v] + first, p->second_y[v] + first, rows);
-    }
-    unsigned failed = atomic_load(&run->failed);
-    while (!ok && at < failed && !atomic_compare_exchange_weak(&run->failed, &failed, at))
-        ;
+    const product *whole = product_of(run, index);
+    const uint32_t blocks = q3_matrix_blocks(&whole->matrix), task = index - whole->first_task;
+    const uint32_t first = task / blocks * run->kernels->group, left = whole->vectors - first;
+    product p = *whole;
+    p.vectors = left < run->kernels->group ? left : run->kernels->group;
+    p.panels += first / run->kernels->panel;
+    p.y += first;
+    p.second_y += p.second ? first : 0;
+    if (!compute_block(f, run->kernels, &p, task % blocks, after_task(run, index),
+                       &f->team->readers[worker]))
+        note_failure(&run->failed, (unsigned)(whole - run->products));
 }
 
 // Computes products that do not depend on each other, their blocks shared among the threads.
@@ -280,14 +350,18 @@ static bool run_products(const q3_forward *forward, const q3_products *kernels, 
     for (uint32_t i = 0; i < count; i++) {
         const q3_matrix *matrix = &products[i].matrix;
         products[i].first_task = tasks;
-        tasks += q3_matrix_blocks(matrix);
+        const uint32_t groups = count_groups(kernels, products[i].vectors);
+        tasks += q3_matrix_blocks(matrix) * groups;
         forward->scratch->weight_bytes +=
-            matrix->bytes + (products[i].second ? products[i].second->bytes : 0);
+            groups * (matrix->bytes + (products[i].second ? products[i].second->bytes : 0));
         operations += (uint64_t)matrix->rows * matrix->columns * products[i].vectors *
                       (products[i].second ? 2 : 1);
     }
-    product_run run = {
-        .forward = forward, .kernels = kernels, .products = products, .count = count};
+    product_run run = {.forward = forward,
+                       .kernels = kernels,
+                       .products = products,
+                       .count = count,
+                       .tasks = tasks};
     atomic_init(&run.failed, UINT_MAX);
     q3_team_run(forward->team, product_task, &run, tasks, operations);
     const unsigned failed = atomic_load(&run.failed);
@@ -295,6 +369,17 @@ static bool run_products(const q3_forward *forward, const q3_products *kernels, 
         return true;
     q3_model_diagnose(forward->model, &products[failed].place, &forward->team->readers[0], err);
     return false;
+}
+
+// Panels of up to `panel` vectors, one behind the other in the memory.
+static void arrange_here(const q3_products *kernels, const float *const *x, uint32_t count,
+                         size_t columns, uint8_t *memory, const void **panels)
+{
+    const uint32_t size = kernels->panel;
+    for (uint32_t at = 0; at < count; at += size, memory += kernels->panel_bytes(columns)) {
+        kernels->arrange(x + at, count - at < size ? count - at : size, columns, memory);
+        panels[at / size] = memory;
+    }
 }
 
 typedef struct arrange_run {
@@ -605,10 +690,126 @@ static bool run_wave(const batch_run *run, const q3_expert *experts, uint32_t co
     return run_products(f, run->products, s->products, count, err);
 }
 
+typedef struct share_run {
+    const batch_run *batch;
+    const q3_expert *experts;
+    uint32_t count;
+    atomic_uint failed; // the lowest share with a frame that does not decode
+} share_run;
+
+// All that an expert does for a share of its choices.
+static void share_task(void *context, uint32_t index, unsigned worker)
+{
+    share_run *run = context;
+    const q3_forward *f = run->batch->forward;
+    const q3_scratch *s = f->scratch;
+    const q3_config *config = f->model->config;
+    const q3_products *kernels = run->batch->products;
+    const q3_frame_reader *reader = &f->team->readers[worker];
+    const share *mine = &s->shares[index];
+    const q3_expert *expert = &run->experts[mine->expert];
+    const size_t hidden = config->hidden_size, inner = config->moe_intermediate_size;
+    uint8_t *memory = s->share_memory + worker * s->share_bytes;
+    float *const gate = (float *)(void *)memory;
+    float *const up = (float *)(void *)(memory + s->share_gate_bytes);
+    uint8_t *const in_memory = memory + 2 * s->share_gate_bytes;
+    const float *x[SHARE_VECTORS];
+    float *gate_of[SHARE_VECTORS], *up_of[SHARE_VECTORS], *out_of[SHARE_VECTORS];
+    const void *panels[SHARE_VECTORS];
+    for (uint32_t i = 0; i < mine->count; i++) {
+        const uint32_t choice = s->choices[mine->first + i];
+        const uint32_t token = choice / config->num_experts_per_tok;
+        x[i] = s->normed_in[token];
+        gate_of[i] = gate + i * inner;
+        up_of[i] = up + i * inner;
+        out_of[i] = s->expert_out + choice * hidden;
+        if (kernels->panel == 1)
+            panels[i] = s->normed_panels[token];
+    }
+    if (kernels->panel > 1)
+        arrange_here(kernels, x, mine->count, hidden, in_memory, panels);
+    product p = {.matrix = expert->gate,
+                 .second = &expert->up,
+                 .panels = panels,
+                 .y = gate_of,
+                 .second_y = up_of,
+                 .vectors = mine->count};
+    bool ok = true;
+    const uint32_t blocks = q3_matrix_blocks(&p.matrix);
+    for (uint32_t b = 0; ok && b < blocks; b++)
+        ok = compute_block(f, kernels, &p, b,
+                           b + 1 < blocks ? q3_matrix_next(&p.matrix, b + 1)
+                                          : q3_matrix_next(&expert->down, 0),
+                           reader);
+    arrange_here(kernels, (const float *const *)gate_of, mine->count, inner,
+                 in_memory + s->share_in_bytes, panels);
+    const uint32_t later = index + f->team->count;
+    const q3_next after = later < run->count
+                              ? q3_matrix_next(&run->experts[s->shares[later].expert].gate, 0)
+                              : (q3_next){0};
+    p.matrix = expert->down;
+    p.second = NULL;
+    p.y = out_of;
+    const uint32_t down_blocks = q3_matrix_blocks(&p.matrix);
+    for (uint32_t b = 0; ok && b < down_blocks; b++)
+        ok = compute_block(f, kernels, &p, b,
+                           b + 1 < down_blocks ? q3_matrix_next(&p.matrix, b + 1) : after, reader);
+    if (!ok)
+        note_failure(&run->failed, index);
+}
+
+// Cuts some experts' choices into shares. Returns how many there are.
+static uint32_t cut_shares(q3_scratch *s, const q3_expert *experts, uint32_t count)
+{
+    uint32_t shares = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const uint32_t first = s->first_of[experts[i].number];
+        const uint32_t choices = choices_of(s, experts[i].number);
+        for (uint32_t at = 0; at < choices; at += SHARE_VECTORS)
+            s->shares[shares++] = (share){
+                .expert = i,
+                .first = first + at,
+                .count = choices - at < SHARE_VECTORS ? choices - at : SHARE_VECTORS,
+            };
+    }
+    return shares;
+}
+
+static bool run_shares(const batch_run *batch, const q3_expert *experts, uint32_t count,
+                       q3_error *err)
+{
+    const q3_forward *f = batch->forward;
+    q3_scratch *s = f->scratch;
+    share_run run = {.batch = batch, .experts = experts, .count = count};
+    atomic_init(&run.failed, UINT_MAX);
+    uint64_t vectors = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        const q3_expert *expert = &experts[s->shares[i].expert];
+        s->weight_bytes += expert->gate.bytes + expert->up.bytes + expert->down.bytes;
+        vectors += s->shares[i].count;
+    }
+    q3_team_run(f->team, share_task, &run, count,
+                vectors * f->model->config->hidden_size * f->model->config->moe_intermediate_size);
+    const unsigned failed = atomic_load(&run.failed);
+    if (failed == UINT_MAX)
+        return true;
+    q3_place place = layer_place(batch, Q3_EXPERT);
+    place.expert = experts[s->shares[failed].expert].number;
+    q3_model_diagnose(f->model, &place, &f->team->readers[0], err);
+    return false;
+}
+
 static bool visit_group(void *context, const q3_expert *group, uint32_t count, q3_error *err)
 {
     const batch_run *run = context;
-    const q3_scratch *s = run->forward->scratch;
+    q3_scratch *s = run->forward->scratch;
+    if (run->count >= run->forward->kernels->many_tokens) {
+        // Fewer would leave threads without work at the end.
+        enum { SHARES_A_THREAD = 4 };
+        const uint32_t shares = cut_shares(s, group, count);
+        if (shares >= SHARES_A_THREAD * run->forward->team->count)
+            return run_shares(run, group, shares, err);
+    }
     for (uint32_t first = 0; first < count;) {
         uint32_t last = first, vectors = 0;
         while (last < count &&

@@ -49,7 +49,7 @@ static bool fuses(const q3_products *products, size_t rows, size_t columns, size
 
 bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernels *kernels,
                         const q3_products *products, const void *const *panels, size_t vectors,
-                        float *const *y, void *scratch, q3_coder *coder)
+                        float *const *y, q3_next next, void *scratch, q3_coder *coder)
 {
     const q3_block *stored = &matrix->blocks[block];
     const size_t first = (size_t)block * matrix->block_rows;
@@ -58,7 +58,7 @@ bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernel
     if (stored->kind == Q3_BLOCK_BF12) {
         const q3_bf12 shorter = q3_bf12_at(stored->data, rows * columns, stored->lowest);
         if (vectors <= products->bf12_vectors) {
-            products->multiply_bf12(&shorter, rows, columns, panels, vectors, y, first);
+            products->multiply_bf12(&shorter, rows, columns, panels, vectors, y, first, next);
             return true;
         }
         kernels->bf12->unpack(&shorter, rows * columns, scratch);
@@ -77,6 +77,6 @@ bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernel
             return false;
         weights = scratch;
     }
-    products->multiply(weights, rows, columns, panels, vectors, y, first);
+    products->multiply(weights, rows, columns, panels, vectors, y, first, next);
     return true;
 }

@@ -62,6 +62,13 @@ bool q3_block_check(const q3_block *block, uint64_t raw_bytes, q3_error *err);
 // (its checksum was right, so it was made to harm): y holds nothing of use then.
 bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernels *kernels,
                         const q3_products *products, const void *const *panels, size_t vectors,
-                        float *const *y, void *scratch, q3_coder *coder);
+                        float *const *y, q3_next next, void *scratch, q3_coder *coder);
+
+// A block as it lies in memory: what is next when its product is next.
+static inline q3_next q3_matrix_next(const q3_matrix *matrix, uint32_t block)
+{
+    const q3_block *b = &matrix->blocks[block];
+    return (q3_next){b->data, b->bytes};
+}
 
 #endif

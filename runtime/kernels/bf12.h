@@ -83,6 +83,13 @@ static inline q3_bf12 q3_bf12_at(const void *block, size_t weights, unsigned low
     };
 }
 
+// The high byte of a bf16 number for each nibble.
+static inline void q3_bf12_high_bytes(unsigned lowest, uint8_t high_bytes[16])
+{
+    for (unsigned i = 0; i < 16; i++)
+        high_bytes[i] = (uint8_t)((i & 8) << 4 | (lowest / 2 + (i & 7)));
+}
+
 // The lowest exponent of the window that takes in the most of a sample of the weights.
 unsigned q3_bf12_window(const uint16_t *weights, size_t count);
 

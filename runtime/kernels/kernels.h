@@ -24,12 +24,22 @@
 #include <stddef.h>
 #include <stdint.h>
 
+// Memory that the caller is likely to go through next, to be brought near meanwhile; 0 bytes where
+// it cannot tell. No result depends on it.
+typedef struct q3_next {
+    const void *data;
+    size_t bytes;
+} q3_next;
+
 // Products of a bf16 matrix with vectors. The vectors are first arranged, once for all the rows
 // that they meet, into panels of up to `panel` vectors: an order (or a pair of bf16 numbers for
 // each float32) that suits the processor. Panels lie at multiples of 64 bytes.
 typedef struct q3_products {
     const char *name;
     unsigned panel; // vectors that are arranged together
+    // Vectors, a multiple of `panel`, whose panels stay in a core's second cache while the rows of
+    // a matrix pass over them: more are better multiplied in groups of so many.
+    unsigned group;
     // Bytes of a panel for vectors of so many numbers: a multiple of 64.
     size_t (*panel_bytes)(size_t columns);
     // Arranges `count` vectors, 1 to `panel`; those that a panel has not got are zeros in it.
@@ -38,7 +48,8 @@ typedef struct q3_products {
     // Rows of plain bf16: y[v][first + r] becomes row r times vector v, for r < rows and
     // v < vectors. Vector v is number v % panel of panels[v / panel].
     void (*multiply)(const uint16_t *weights, size_t rows, size_t columns,
-                     const void *const *panels, size_t vectors, float *const *y, size_t first);
+                     const void *const *panels, size_t vectors, float *const *y, size_t first,
+                     q3_next next);
 
     // The same straight from a bit-plane frame that holds rows * columns weights, decoded in
     // registers: to the bit what `multiply` makes of the decoded rows. columns is a multiple of 64,
@@ -52,7 +63,8 @@ typedef struct q3_products {
     // And from a block of bf12 (bf12.h): to the bit what `multiply` makes of the unpacked rows.
     // columns is a multiple of 64, vectors at most bf12_vectors. NULL where there is none.
     void (*multiply_bf12)(const q3_bf12 *block, size_t rows, size_t columns,
-                          const void *const *panels, size_t vectors, float *const *y, size_t first);
+                          const void *const *panels, size_t vectors, float *const *y, size_t first,
+                          q3_next next);
     unsigned bf12_vectors; // beyond so many vectors unpacking first is faster
 } q3_products;
 

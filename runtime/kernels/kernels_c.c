@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels.h"
 
+#include <limits.h>
 #include <math.h>
 #include <string.h>
 
@@ -95,8 +96,10 @@ static void arrange(const float *const *x, unsigned count, size_t columns, void 
 }
 
 static void multiply(const uint16_t *weights, size_t rows, size_t columns,
-                     const void *const *panels, size_t vectors, float *const *y, size_t first)
+                     const void *const *panels, size_t vectors, float *const *y, size_t first,
+                     q3_next next)
 {
+    (void)next;
     for (size_t r = 0; r < rows; r++) {
         const uint16_t *row = weights + r * columns;
         size_t v = 0;
@@ -245,6 +248,7 @@ static void narrow_all(const float *in, size_t n, uint16_t *out)
 static const q3_products products = {
     .name = "c",
     .panel = 1,
+    .group = UINT_MAX,
     .panel_bytes = panel_bytes,
     .arrange = arrange,
     .multiply = multiply,

@@ -113,7 +113,8 @@ static void make_experts(void)
         blocks[form] = map(experts * blocks_an_expert * sizeof **blocks);
     q3_coder *coder = q3_coder_create(&err);
     size_t raw_at = 0, frame_at = 0, bf12_at = 0;
-    size_t sizes[BLOCKS_MAX], frames_at[BLOCKS_MAX], raws_at[BLOCKS_MAX], bf12s_at[BLOCKS_MAX];
+    size_t sizes[BLOCKS_MAX], raw_sizes[BLOCKS_MAX], frames_at[BLOCKS_MAX], raws_at[BLOCKS_MAX],
+        bf12s_at[BLOCKS_MAX];
     q3_block bf12_blocks[BLOCKS_MAX];
     for (unsigned m = 0, b = 0; m < MATRICES; m++)
         for (uint32_t i = 0; i < blocks_in[m]; i++, b++) {
@@ -132,6 +133,7 @@ static void make_experts(void)
             bf12_at += (q3_bf12_bytes(bytes / 2) + 63) / 64 * 64;
             frames_at[b] = frame_at;
             raws_at[b] = raw_at;
+            raw_sizes[b] = bytes;
             raw_at += bytes;
             frame_at += (sizes[b] + 63) / 64 * 64;
         }
@@ -143,8 +145,8 @@ static void make_experts(void)
             memcpy(bf12_memory + e * bf12_at, bf12_memory, bf12_at);
         }
         for (unsigned b = 0; b < blocks_an_expert; b++) {
-            blocks[PLAIN][e * blocks_an_expert + b] =
-                (q3_block){.data = raw_memory + e * raw_at + raws_at[b]};
+            blocks[PLAIN][e * blocks_an_expert + b] = (q3_block){
+                .data = raw_memory + e * raw_at + raws_at[b], .bytes = (uint32_t)raw_sizes[b]};
             blocks[BF12][e * blocks_an_expert + b] = bf12_blocks[b];
             blocks[BF12][e * blocks_an_expert + b].data = bf12_memory + e * bf12_at + bf12s_at[b];
             blocks[STORED][e * blocks_an_expert + b] =
@@ -160,7 +162,7 @@ static void make_experts(void)
 typedef struct product_run {
     const q3_kernels *kernels;
     const q3_products *products;
-    unsigned form;
+    unsigned form, threads;
     size_t vectors;
     const void *panels[MATRICES][VECTORS_MAX];
     float *y[VECTORS_MAX];
@@ -171,19 +173,33 @@ typedef struct product_run {
 static product_run run;
 static uint64_t probe_sums[THREADS];
 
+// The matrix and block that a task is about; returns the number of the matrix in its expert.
+static unsigned find_block(uint32_t index, q3_matrix *matrix, uint32_t *block)
+{
+    const uint32_t expert = index / blocks_an_expert;
+    *block = index % blocks_an_expert;
+    unsigned m = 0;
+    const q3_block *first = blocks[run.form] + expert * blocks_an_expert;
+    for (; *block >= blocks_in[m]; *block -= blocks_in[m++])
+        first += blocks_in[m];
+    *matrix = (q3_matrix){
+        .blocks = first, .rows = rows_of[m], .columns = columns_of[m], .block_rows = block_rows[m]};
+    return m;
+}
+
 static void product_task(void *context, uint32_t index, unsigned worker)
 {
     (void)context;
-    const uint32_t expert = index / blocks_an_expert;
-    uint32_t block = index % blocks_an_expert;
-    unsigned m = 0;
-    const q3_block *first = blocks[run.form] + expert * blocks_an_expert;
-    for (; block >= blocks_in[m]; block -= blocks_in[m++])
-        first += blocks_in[m];
-    const q3_matrix matrix = {
-        .blocks = first, .rows = rows_of[m], .columns = columns_of[m], .block_rows = block_rows[m]};
+    q3_matrix matrix;
+    uint32_t block;
+    q3_next next = {0};
+    if (index + run.threads < experts * blocks_an_expert) {
+        find_block(index + run.threads, &matrix, &block);
+        next = q3_matrix_next(&matrix, block);
+    }
+    const unsigned m = find_block(index, &matrix, &block);
     if (!q3_matrix_multiply(&matrix, block, run.kernels, run.products, run.panels[m], run.vectors,
-                            run.y, run.scratch[worker], run.coders[worker]))
+                            run.y, next, run.scratch[worker], run.coders[worker]))
         die("a frame is broken");
 }
 
@@ -267,6 +283,7 @@ static void measure_products(const q3_products *products, q3_workers *const work
                     continue;
                 set_vectors(how == DECODED ? &decoding : products, counts[i]);
                 run.form = how == DECODED ? STORED : how;
+                run.threads = t + 1;
                 const unsigned all = experts;
                 if (counts[i] > 8)
                     experts = all > 4 ? 4 : all;

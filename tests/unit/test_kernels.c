@@ -187,7 +187,8 @@ static void check_product(const q3_products *p, size_t rows, size_t columns, siz
         out[v] = make_floats(FIRST + rows, &y[v]);
     }
     buffer arranged = arrange(p, (const float *const *)x, vectors, columns, panels);
-    p->multiply(weights, rows, columns, panels, vectors, y, FIRST);
+    const q3_next nothing = {0}, itself = {weights, 2 * rows * columns};
+    p->multiply(weights, rows, columns, panels, vectors, y, FIRST, nothing);
     const double units = product_units(p, columns);
     for (size_t v = 0; v < vectors; v++)
         for (size_t r = 0; r < rows; r++) {
@@ -199,7 +200,7 @@ static void check_product(const q3_products *p, size_t rows, size_t columns, siz
             }
             assert_near(sum, y[v][FIRST + r], size, units);
         }
-    // Vectors alone, in rows alone and in two parts: the same bits.
+    // Vectors alone, in rows alone and in two parts, whatever comes next: the same bits.
     float *alone;
     buffer alone_out = make_floats(rows, &alone);
     for (size_t v = 0; v < vectors; v++) {
@@ -207,12 +208,14 @@ static void check_product(const q3_products *p, size_t rows, size_t columns, siz
         const float *one = x[v];
         buffer own = arrange(p, &one, 1, columns, &panel);
         for (size_t r = 0; r < rows; r++)
-            p->multiply(weights + r * columns, 1, columns, &panel, 1, &alone, r);
+            p->multiply(weights + r * columns, 1, columns, &panel, 1, &alone, r, itself);
         assert_same(alone, y[v] + FIRST, rows);
         const size_t half = rows / 2;
         if (half)
-            p->multiply(weights, half, columns, &panel, 1, &alone, 0);
-        p->multiply(weights + half * columns, rows - half, columns, &panel, 1, &alone, half);
+            p->multiply(weights, half, columns, &panel, 1, &alone, 0,
+                        (q3_next){weights + half * columns, 2 * (rows - half) * columns});
+        p->multiply(weights + half * columns, rows - half, columns, &panel, 1, &alone, half,
+                    nothing);
         assert_same(alone, y[v] + FIRST, rows);
         free_buffer(&own);
     }
@@ -270,7 +273,7 @@ static void test_few_and_many(void **state)
                 }
                 const q3_products *p = kind ? tables[t]->many : tables[t]->few;
                 buffer arranged = arrange(p, in, VECTORS, columns[n], panels);
-                p->multiply(weights, ROWS, columns[n], panels, VECTORS, y[kind], 0);
+                p->multiply(weights, ROWS, columns[n], panels, VECTORS, y[kind], 0, (q3_next){0});
                 free_buffer(&arranged);
             }
             assert_same(y[0][0], y[1][0], VECTORS * ROWS);
@@ -336,7 +339,7 @@ static bool check_frame(const q3_products *p, const uint8_t *stored, size_t stor
     buffer arranged = arrange(p, (const float *const *)x, most, columns, panels);
     if (decoded)
         p->multiply((const uint16_t *)(const void *)raw.data, rows, columns, panels, most, expected,
-                    FIRST);
+                    FIRST, (q3_next){0});
     for (size_t vectors = 1; vectors <= most; vectors++) {
         assert_int_equal(p->multiply_frame(&view, rows, columns, panels, vectors, y, FIRST),
                          decoded);
@@ -473,7 +476,7 @@ static void fill_window(uint16_t *weights, size_t count, unsigned lowest, unsign
 // back, and the product.
 static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, unsigned lowest)
 {
-    enum { FIRST = 2, MOST = 13 };
+    enum { FIRST = 2, MOST = 133 };
     const size_t count = rows * columns;
     const size_t outside = q3_kernels_c.bf12->outside(weights, count, lowest);
     const size_t bytes = count / 64 * 96 + (outside + 1) * sizeof(q3_bf12_exception);
@@ -500,7 +503,9 @@ static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, uns
         const q3_products *p = products[i];
         if (!p->multiply_bf12)
             continue;
-        const size_t most = p->bf12_vectors < MOST ? p->bf12_vectors : MOST;
+        // So many that there are several panels, and groups of them.
+        const size_t some = rows == 33 && columns <= 768 ? MOST : 13;
+        const size_t most = p->bf12_vectors < some ? p->bf12_vectors : some;
         buffer in[MOST], out[MOST], expected_out[MOST];
         float *x[MOST], *y[MOST], *expected[MOST];
         const void *panels[MOST];
@@ -510,9 +515,9 @@ static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, uns
             expected_out[v] = make_floats(FIRST + rows, &expected[v]);
         }
         buffer arranged = arrange(p, (const float *const *)x, most, columns, panels);
-        p->multiply(weights, rows, columns, panels, most, expected, FIRST);
-        for (size_t vectors = 1; vectors <= most; vectors++) {
-            p->multiply_bf12(&bf12, rows, columns, panels, vectors, y, FIRST);
+        p->multiply(weights, rows, columns, panels, most, expected, FIRST, (q3_next){0});
+        for (size_t vectors = 1; vectors <= most; vectors += vectors < 13 ? 1 : 20) {
+            p->multiply_bf12(&bf12, rows, columns, panels, vectors, y, FIRST, (q3_next){0});
             for (size_t v = 0; v < vectors; v++) {
                 assert_same(y[v] + FIRST, expected[v] + FIRST, rows);
                 memset(y[v], 0x55, (FIRST + rows) * sizeof(float));

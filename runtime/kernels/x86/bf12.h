@@ -88,8 +88,7 @@ static void bf12_pack(const uint16_t *weights, size_t count, unsigned lowest, vo
 static inline bf12_table bf12_table_of(const q3_bf12 *block)
 {
     uint8_t high_bytes[16];
-    for (unsigned i = 0; i < 16; i++)
-        high_bytes[i] = (uint8_t)((i & 8) << 4 | (block->lowest / 2 + (i & 7)));
+    q3_bf12_high_bytes(block->lowest, high_bytes);
     return bf12_load_table(high_bytes);
 }
 
@@ -224,8 +223,10 @@ ALWAYS_INLINE void bf12_multiply_by(const q3_bf12 *block, size_t rows, size_t co
 }
 
 static void multiply_bf12(const q3_bf12 *block, size_t rows, size_t columns,
-                          const void *const *panels, size_t vectors, float *const *y, size_t first)
+                          const void *const *panels, size_t vectors, float *const *y, size_t first,
+                          q3_next next)
 {
+    (void)next;
     const float *const *x = (const float *const *)panels;
     switch (vectors) {
     case 1:

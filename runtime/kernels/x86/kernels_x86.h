@@ -26,6 +26,8 @@
 #define UNROLL_BY(copies) PRAGMA(GCC unroll copies)
 #endif
 
+#include <limits.h>
+
 #include "elements.h"
 #include "products.h"
 
@@ -38,6 +40,7 @@
 static const q3_products products = {
     .name = Q3_KERNELS_LEVEL,
     .panel = 1,
+    .group = UINT_MAX,
     .panel_bytes = panel_bytes,
     .arrange = arrange,
     .multiply = multiply,
@@ -51,6 +54,7 @@ static const q3_products products = {
 static const q3_products many_products = {
     .name = Q3_KERNELS_LEVEL,
     .panel = 1,
+    .group = UINT_MAX,
     .panel_bytes = many_panel_bytes,
     .arrange = many_arrange,
     .multiply = many_multiply,

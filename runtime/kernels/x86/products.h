@@ -223,8 +223,10 @@ static multiply_some *const multiply_by[] = {
 };
 
 static void multiply(const uint16_t *weights, size_t rows, size_t columns,
-                     const void *const *panels, size_t vectors, float *const *y, size_t first)
+                     const void *const *panels, size_t vectors, float *const *y, size_t first,
+                     q3_next next)
 {
+    (void)next;
     const float *const *x = (const float *const *)panels;
     if (vectors == 1) {
         multiply_one(weights, rows, columns, x[0], y[0] + first);

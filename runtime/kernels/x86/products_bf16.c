@@ -73,8 +73,10 @@ multiply_block(const uint16_t *weights, size_t columns, const void *const *panel
 }
 
 static void multiply(const uint16_t *weights, size_t rows, size_t columns,
-                     const void *const *panels, size_t vectors, float *const *y, size_t first)
+                     const void *const *panels, size_t vectors, float *const *y, size_t first,
+                     q3_next next)
 {
+    (void)next;
     if (vectors == 1) { // row by row, as they lie in memory
         for (size_t r = 0; r < rows; r++)
             multiply_block(weights + r * columns, columns, panels, y, first + r, 1, 1);
@@ -118,6 +120,7 @@ static void arrange(const float *const *x, unsigned count, size_t columns, void 
 const q3_products q3_products_bf16 = {
     .name = "bf16",
     .panel = 1,
+    .group = 128,
     .panel_bytes = panel_bytes,
     .arrange = arrange,
     .multiply = multiply,

@@ -236,21 +236,20 @@ static void finish_tile(const long_sums *tile, size_t vectors, size_t rows, floa
         }
 }
 
-// Packed rows and a group of vectors. `ahead` bytes from `next` on, which are needed soon, are
-// fetched meanwhile.
+// Packed rows and a group of vectors. What comes next is fetched meanwhile.
 static void multiply_packed(const packed *weights, size_t rows, const float *const *x,
-                            size_t vectors, float *const *y, size_t first, const uint8_t *next,
-                            size_t ahead)
+                            size_t vectors, float *const *y, size_t first, q3_next next)
 {
     long_sums levels[LEVELS][GROUP_TILES];
     const size_t tiles = (vectors + LONG_VECTORS - 1) / LONG_VECTORS;
-    const size_t each = (ahead / (WIDTH * tiles) + 63) / 64 * 64;
+    const size_t each = (next.bytes / (WIDTH * tiles) + 63) / 64 * 64;
+    const char *fetch = next.data;
     for (unsigned lane = 0; lane < WIDTH; lane++)
         for (size_t i = 0; i < tiles; i++) {
             const size_t v = tile_begin(vectors, tiles, i);
             for (size_t byte = 0; byte < each; byte += 64)
-                _mm_prefetch((const char *)next + byte, _MM_HINT_T0);
-            next += each;
+                _mm_prefetch(fetch + byte, _MM_HINT_T0);
+            fetch += each;
             add_place_some *add = add_place_of[tile_begin(vectors, tiles, i + 1) - v];
             add(weights, x + v, 2 * lane, &levels[0][i], GROUP_TILES);
             add(weights, x + v, 2 * lane + 1, &levels[0][i], GROUP_TILES);
@@ -264,13 +263,12 @@ static void multiply_packed(const packed *weights, size_t rows, const float *con
 
 // The same with any number of vectors.
 static void multiply_band_by_all(const packed *weights, size_t rows, const float *const *x,
-                                 size_t vectors, float *const *y, size_t first, const uint8_t *next,
-                                 size_t ahead)
+                                 size_t vectors, float *const *y, size_t first, q3_next next)
 {
     enum { GROUP = GROUP_TILES * LONG_VECTORS };
-    for (size_t v = 0, group; v < vectors; v += group, ahead = 0) {
+    for (size_t v = 0, group; v < vectors; v += group, next.bytes = 0) {
         group = vectors - v < GROUP ? vectors - v : GROUP;
-        multiply_packed(weights, rows, x + v, group, y + v, first, next, ahead);
+        multiply_packed(weights, rows, x + v, group, y + v, first, next);
     }
 }
 
@@ -280,11 +278,23 @@ static size_t band_rows(size_t rows, size_t r)
     return rows - r < LONG_ROWS ? rows - r : LONG_ROWS;
 }
 
+// What comes after the rows before row r: the next band, or as much of what follows the last one.
+static q3_next after_band(const void *block, size_t rows, size_t r, size_t row_bytes, q3_next next)
+{
+    const size_t band_bytes = LONG_ROWS * row_bytes;
+    if (r < rows)
+        return (q3_next){(const uint8_t *)block + r * row_bytes, band_rows(rows, r) * row_bytes};
+    if (next.bytes == 0)
+        return (q3_next){block, 0};
+    return (q3_next){next.data, next.bytes < band_bytes ? next.bytes : band_bytes};
+}
+
 static void many_multiply(const uint16_t *weights, size_t rows, size_t columns,
-                          const void *const *panels, size_t vectors, float *const *y, size_t first)
+                          const void *const *panels, size_t vectors, float *const *y, size_t first,
+                          q3_next next)
 {
     if (!takes_many(columns)) {
-        multiply(weights, rows, columns, panels, vectors, y, first);
+        multiply(weights, rows, columns, panels, vectors, y, first, next);
         return;
     }
     packed band;
@@ -292,19 +302,19 @@ static void many_multiply(const uint16_t *weights, size_t rows, size_t columns,
         some = band_rows(rows, r);
         pack(weights + r * columns, some, columns, &band);
         multiply_band_by_all(&band, some, (const float *const *)panels, vectors, y, first + r,
-                             (const uint8_t *)(weights + (r + some) * columns),
-                             band_rows(rows, r + some) * columns * sizeof *weights);
+                             after_band(weights, rows, r + some, columns * sizeof *weights, next));
     }
 }
 
 static void many_multiply_bf12(const q3_bf12 *block, size_t rows, size_t columns,
                                const void *const *panels, size_t vectors, float *const *y,
-                               size_t first)
+                               size_t first, q3_next next)
 {
     if (!takes_many(columns)) {
         for (size_t v = 0; v < vectors; v += BF12_VECTORS)
             multiply_bf12(block, rows, columns, panels + v,
-                          vectors - v < BF12_VECTORS ? vectors - v : BF12_VECTORS, y + v, first);
+                          vectors - v < BF12_VECTORS ? vectors - v : BF12_VECTORS, y + v, first,
+                          next);
         return;
     }
     packed band;
@@ -314,8 +324,7 @@ static void many_multiply_bf12(const q3_bf12 *block, size_t rows, size_t columns
         some = band_rows(rows, r);
         pack_bf12(block, r, some, columns, &exception, &band);
         multiply_band_by_all(&band, some, (const float *const *)panels, vectors, y, first + r,
-                             block->groups + (r + some) * row_bytes,
-                             band_rows(rows, r + some) * row_bytes);
+                             after_band(block->groups, rows, r + some, row_bytes, next));
     }
 }
 
