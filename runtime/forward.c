@@ -131,10 +131,12 @@ static uint64_t lay_out(q3_scratch *s, const q3_scratch_shape *shape, q3_region 
     s->batch = (uint32_t)batch;
     s->wave_vectors = (uint32_t)wave;
     s->wave_panels = (uint32_t)(wave + parts);
-    s->scores_stride = q3_region_part(group * Q3_ATTEND_TOKENS *
-                                          q3_score_stride(shape->context + Q3_ATTEND_TOKENS),
-                                      sizeof(float)) /
-                       sizeof(float);
+    const uint64_t few_scores = q3_region_part(
+        group * Q3_ATTEND_TOKENS * q3_score_stride(shape->context + Q3_ATTEND_TOKENS),
+        sizeof(float));
+    const uint64_t many_scores =
+        k->attend_many ? k->attend_many->scratch_bytes(group, c->head_dim) : 0;
+    s->scores_stride = (few_scores > many_scores ? few_scores : many_scores) / sizeof(float);
     const uint64_t share_vectors = batch < SHARE_VECTORS ? batch : SHARE_VECTORS;
     s->share_gate_bytes = q3_region_part(share_vectors * inner, sizeof(float));
     s->share_in_bytes =
@@ -429,9 +431,11 @@ typedef struct batch_run {
     const q3_kv_cache *cache;
     uint32_t start, count;
     uint32_t layer;
-    const q3_products *products; // for batches of this size
-    const uint16_t *norm;        // of the task in hand
-    q3_route_rules rules;        // of the layer in hand
+    const q3_products *products;       // for batches of this size
+    const q3_attend_many *attend_many; // or NULL
+    uint32_t attend_tokens;            // of a task
+    const uint16_t *norm;              // of the task in hand
+    q3_route_rules rules;              // of the layer in hand
 } batch_run;
 
 static void norm_task(void *context, uint32_t token, unsigned worker)
@@ -498,24 +502,24 @@ static void place_task(void *context, uint32_t token, unsigned worker)
     }
 }
 
-// The query heads that share a key head, for a few tokens.
+// The query heads that share a key head, for some tokens.
 static void attend_task(void *context, uint32_t index, unsigned worker)
 {
     const batch_run *run = context;
     const q3_forward *f = run->forward;
     const q3_config *config = f->model->config;
     const uint32_t head = index % config->num_key_value_heads;
-    const uint32_t token = index / config->num_key_value_heads * Q3_ATTEND_TOKENS;
+    const uint32_t token = index / config->num_key_value_heads * run->attend_tokens;
     const uint32_t rest = run->count - token;
     const size_t group = config->num_attention_heads / config->num_key_value_heads;
     const size_t dim = config->head_dim, at = head * group * dim;
     const size_t width = config->num_attention_heads * dim;
-    f->kernels->attend(&(q3_attention){
+    const q3_attention attention = {
         .query = f->scratch->query_out[token] + at,
         .out = f->scratch->attention + token * width + at,
         .query_stride = width,
         .out_stride = width,
-        .tokens = rest < Q3_ATTEND_TOKENS ? rest : Q3_ATTEND_TOKENS,
+        .tokens = rest < run->attend_tokens ? rest : run->attend_tokens,
         .heads = group,
         .head_dim = dim,
         .positions = run->start + token + 1,
@@ -524,7 +528,8 @@ static void attend_task(void *context, uint32_t index, unsigned worker)
         .narrow = run->cache->narrow,
         .scale = 1.0f / sqrtf((float)dim),
         .scores = f->scratch->scores + worker * f->scratch->scores_stride,
-    });
+    };
+    (run->attend_many ? run->attend_many->attend : f->kernels->attend)(&attention);
 }
 
 static void residual_task(void *context, uint32_t token, unsigned worker)
@@ -540,6 +545,22 @@ static void residual_task(void *context, uint32_t token, unsigned worker)
 static q3_place layer_place(const batch_run *run, q3_part part)
 {
     return (q3_place){.component = Q3_TEXT, .part = part, .layer = run->layer};
+}
+
+// Chooses the attention for the batch, and how many tokens make a task: as many as it takes, or a
+// half or quarter if there would be too few tasks for the threads to be done at the same time.
+static void choose_attention(batch_run *run)
+{
+    const q3_forward *f = run->forward;
+    run->attend_tokens = Q3_ATTEND_TOKENS;
+    if (run->count < f->kernels->many_tokens || !f->kernels->attend_many)
+        return;
+    run->attend_many = f->kernels->attend_many;
+    const uint32_t most = run->attend_many->tokens, heads = f->model->config->num_key_value_heads;
+    run->attend_tokens = most;
+    while (run->attend_tokens > most / 4 &&
+           run->count / run->attend_tokens * heads < 8 * f->team->count)
+        run->attend_tokens /= 2;
 }
 
 static bool run_attention(batch_run *run, q3_error *err)
@@ -563,7 +584,7 @@ static bool run_attention(batch_run *run, q3_error *err)
     if (!run_products(f, run->products, inputs, 3, err))
         return false;
     q3_team_run(f->team, place_task, run, run->count, run->count * width * 4);
-    const uint32_t groups = (run->count - 1) / Q3_ATTEND_TOKENS + 1;
+    const uint32_t groups = (run->count - 1) / run->attend_tokens + 1;
     s->kv_bytes += q3_kv_cache_bytes(config, 1, run->cache->narrow) / Q3_KEY_PANEL /
                    config->num_hidden_layers * (run->start + run->count) * groups;
     q3_team_run(f->team, attend_task, run, groups * config->num_key_value_heads,
@@ -978,6 +999,7 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
     if (!q3_embedding_rows(forward->embedding, ids, count, forward->team, forward->scratch->hidden,
                            err))
         return false;
+    choose_attention(&run);
     if (forward->trace)
         q3_trace_begin(forward->trace, start, count);
     show_hidden(&run, observer, last, 0);

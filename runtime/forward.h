@@ -57,7 +57,7 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint3
                       q3_error *err);
 
 // Bytes that computing has gone through so far: weights as they lie in memory, once for each
-// product however many vectors it is for, keys and values once for each Q3_ATTEND_TOKENS tokens.
+// product however many vectors it is for, keys and values once for the tokens of each task.
 uint64_t q3_forward_bytes(const q3_forward *forward);
 
 // Logits of the tokens [first, first + count) of the batch that was run last, count at most

@@ -21,6 +21,7 @@ static void derive(void)
     amx.name = "amx";
     amx.many = &q3_products_amx;
     amx.many_tokens = MANY_TOKENS;
+    amx.attend_many = &q3_attend_many_amx;
 }
 
 const q3_kernels *q3_kernels_for(q3_cpu_level level)

@@ -73,12 +73,12 @@ enum {
     Q3_ATTEND_TOKENS = 4, // at most
 };
 
-// Attention of a few tokens' query heads that share a key head.
+// Attention of some tokens' query heads that share a key head.
 typedef struct q3_attention {
     const float *query; // [token][head][head_dim], a token query_stride numbers after the last
     float *out;         // laid out like the query
     size_t query_stride, out_stride;
-    size_t tokens, heads; // tokens: 1 to Q3_ATTEND_TOKENS
+    size_t tokens, heads; // tokens: 1 to Q3_ATTEND_TOKENS, or to q3_attend_many.tokens
     size_t head_dim;
     size_t positions; // that the first token sees; each further one sees one more
     // float32, or bf16 if `narrow`:
@@ -87,8 +87,19 @@ typedef struct q3_attention {
     const void *values; // [position][head_dim]
     bool narrow;
     float scale;
-    float *scores; // scratch: tokens * heads rows of q3_score_stride(positions + tokens - 1)
+    // Scratch: tokens * heads rows of q3_score_stride(positions + tokens - 1), or what
+    // q3_attend_many asks for.
+    float *scores;
 } q3_attention;
+
+// Attention of many tokens at once, from keys and values that are arranged for all of them.
+typedef struct q3_attend_many {
+    const char *name;
+    unsigned tokens; // at most
+    // Bytes of scratch memory, at a multiple of 64, for up to so many tokens at any positions.
+    size_t (*scratch_bytes)(size_t heads, size_t head_dim);
+    void (*attend)(const q3_attention *attention);
+} q3_attend_many;
 
 // Numbers from a row of scores to the next, for so many positions.
 static inline size_t q3_score_stride(size_t positions)
@@ -119,6 +130,8 @@ typedef struct q3_kernels {
 
     // out = sum over the positions of softmax(scale * query . key) * value.
     void (*attend)(const q3_attention *attention);
+    // The same in a batch of many_tokens or more, or NULL: as in a smaller one.
+    const q3_attend_many *attend_many;
 
     // y = y + factor * x.
     void (*add_scaled)(float *y, const float *x, float factor, size_t n);
@@ -138,5 +151,6 @@ extern const q3_kernels q3_kernels_c;
 extern const q3_kernels q3_kernels_avx2, q3_kernels_avx512;
 extern const q3_products q3_products_bf16; // AVX-512 BF16
 extern const q3_products q3_products_amx;  // AMX tiles
+extern const q3_attend_many q3_attend_many_amx;
 
 #endif

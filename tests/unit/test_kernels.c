@@ -862,12 +862,26 @@ static void test_conversions(void **state)
 
 // ---- attention ----
 
-static void check_attention(const q3_kernels *kernels, size_t tokens, size_t heads, size_t dim,
-                            size_t positions, bool is_narrow)
+// A way to compute attention: of `many`, or else of few tokens.
+typedef struct attending {
+    const q3_kernels *kernels;
+    const q3_attend_many *many;
+} attending;
+
+static void attend(const attending *how, const q3_attention *attention)
+{
+    (how->many ? how->many->attend : how->kernels->attend)(attention);
+}
+
+// Queries are up to `strength`: how different a row's weights are.
+static void check_attention(const attending *how, size_t tokens, size_t heads, size_t dim,
+                            size_t positions, bool is_narrow, float strength)
 {
     const size_t all = positions + tokens - 1, stride = q3_score_stride(all);
     const size_t query_stride = heads * dim + random_bits() % 5;
     const size_t out_stride = heads * dim + random_bits() % 5;
+    const size_t scratch =
+        how->many ? how->many->scratch_bytes(heads, dim) / sizeof(float) : tokens * heads * stride;
     float *query, *out, *keys, *values, *scores, *alone;
     uint16_t *narrow_keys, *narrow_values;
     buffer buffers[8];
@@ -875,15 +889,19 @@ static void check_attention(const q3_kernels *kernels, size_t tokens, size_t hea
     buffers[1] = make_floats((tokens - 1) * out_stride + heads * dim, &out);
     buffers[2] = make_floats(stride * dim, &keys);
     buffers[3] = make_floats(all * dim, &values);
-    buffers[4] = make_floats(tokens * heads * stride, &scores);
-    buffers[5] = make_floats(dim, &alone);
+    buffers[4] = make_floats(scratch, &scores);
+    buffers[5] = make_floats(tokens * heads * dim, &alone);
     buffers[6] = make_weights(stride * dim, &narrow_keys);
     buffers[7] = make_weights(all * dim, &narrow_values);
-    // The numbers are the same in both forms.
-    q3_kernels_c.narrow(keys, stride * dim, narrow_keys);
-    q3_kernels_c.widen(narrow_keys, stride * dim, keys);
-    q3_kernels_c.narrow(values, all * dim, narrow_values);
-    q3_kernels_c.widen(narrow_values, all * dim, values);
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t i = 0; i < heads * dim; i++)
+            query[t * query_stride + i] *= strength;
+    if (is_narrow) {
+        q3_kernels_c.narrow(keys, stride * dim, narrow_keys);
+        q3_kernels_c.widen(narrow_keys, stride * dim, keys);
+        q3_kernels_c.narrow(values, all * dim, narrow_values);
+        q3_kernels_c.widen(narrow_values, all * dim, values);
+    }
     const double scale = 1 / sqrt((double)dim);
     q3_attention attention = {
         .query = query,
@@ -900,7 +918,9 @@ static void check_attention(const q3_kernels *kernels, size_t tokens, size_t hea
         .scale = (float)scale,
         .scores = scores,
     };
-    kernels->attend(&attention);
+    attend(how, &attention);
+    // In roundings of float32. With tiles the queries' and the keys' parts have 16 bits.
+    const double units = how->many ? 32 + 64 * (double)strength : 32 + (double)(dim + all) / 16;
     double *weight = malloc(all * sizeof *weight);
     assert_non_null(weight);
     for (size_t t = 0; t < tokens; t++)
@@ -919,40 +939,86 @@ static void check_attention(const q3_kernels *kernels, size_t tokens, size_t hea
                 double expected = 0;
                 for (size_t p = 0; p < positions + t; p++)
                     expected += weight[p] / sum * (double)values[p * dim + i];
-                assert_near(expected, found[i], 1, 32 + (double)(dim + all) / 16);
+                assert_near(expected, found[i], 1, units);
             }
             // A head of a token by itself: the same bits.
+            if (how->many && random_bits() % 16)
+                continue;
             q3_attention one = attention;
             one.query = q;
             one.out = alone;
             one.tokens = one.heads = 1;
             one.positions = positions + t;
             one.query_stride = one.out_stride = 0;
-            kernels->attend(&one);
+            attend(how, &one);
             assert_same(alone, found, dim);
         }
+    // The last tokens of them.
+    q3_attention last = attention;
+    const size_t first = random_bits() % tokens;
+    last.query += first * query_stride;
+    last.out = alone;
+    last.out_stride = heads * dim;
+    last.tokens -= first;
+    last.positions += first;
+    attend(how, &last);
+    for (size_t t = first; t < tokens; t++)
+        assert_same(alone + (t - first) * last.out_stride, out + t * out_stride, heads * dim);
     free(weight);
     for (unsigned i = 0; i < 8; i++)
         free_buffer(&buffers[i]);
 }
 
+static const size_t attend_dims[] = {1, 2, 5, 8, 15, 16, 17, 24, 30, 32, 40, 48, 64, 100, 128};
+static const size_t attend_positions[] = {1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 100, 300};
+enum {
+    ATTEND_DIMS = sizeof attend_dims / sizeof *attend_dims,
+    ATTEND_POSITIONS = sizeof attend_positions / sizeof *attend_positions,
+};
+
 static void test_attend(void **state)
 {
     (void)state;
-    static const size_t dims[] = {1, 2, 5, 8, 15, 16, 17, 24, 30, 32, 40, 48, 64, 100, 128};
-    static const size_t counts[] = {1, 2, 15, 16, 17, 31, 32, 33, 48, 64, 100, 300};
     for (unsigned t = 0; t < table_count; t++) {
+        const attending how = {.kernels = tables[t]};
         random_state = 10;
-        for (size_t a = 0; a < sizeof dims / sizeof *dims; a++)
-            for (size_t b = 0; b < sizeof counts / sizeof *counts; b++) {
+        for (size_t a = 0; a < ATTEND_DIMS; a++)
+            for (size_t b = 0; b < ATTEND_POSITIONS; b++) {
                 const size_t tokens = 1 + random_bits() % Q3_ATTEND_TOKENS;
                 const size_t heads = 1 + random_bits() % 9;
-                check_attention(tables[t], tokens, heads, dims[a], counts[b], false);
-                check_attention(tables[t], tokens, heads, dims[a], counts[b], true);
+                const size_t dim = attend_dims[a], positions = attend_positions[b];
+                check_attention(&how, tokens, heads, dim, positions, false, 1);
+                check_attention(&how, tokens, heads, dim, positions, true, 1);
             }
-        check_attention(tables[t], 4, 8, 128, 1000, false);
-        check_attention(tables[t], 4, 16, 128, 1001, true);
+        check_attention(&how, 4, 8, 128, 1000, false, 1);
+        check_attention(&how, 4, 16, 128, 1001, true, 1);
     }
+}
+
+static void test_attend_many(void **state)
+{
+    (void)state;
+    bool any = false;
+    for (unsigned t = 0; t < table_count; t++) {
+        const attending how = {.kernels = tables[t], .many = tables[t]->attend_many};
+        if (!how.many)
+            continue;
+        any = true;
+        random_state = 11;
+        for (size_t a = 0; a < ATTEND_DIMS; a++)
+            for (size_t b = 0; b < ATTEND_POSITIONS; b++) {
+                const size_t tokens = 1 + random_bits() % how.many->tokens;
+                const size_t heads = 1 + random_bits() % 9;
+                const size_t dim = attend_dims[a], positions = attend_positions[b];
+                check_attention(&how, tokens, heads, dim, positions, b % 2, 1);
+                check_attention(&how, 1 + random_bits() % 4, heads, dim, positions, a % 2, 16);
+            }
+        check_attention(&how, how.many->tokens, 8, 128, 1, false, 1);
+        check_attention(&how, how.many->tokens, 8, 128, 1000, false, 16);
+        check_attention(&how, how.many->tokens, 4, 128, 1001, true, 1);
+    }
+    if (!any)
+        skip();
 }
 
 int main(void)
@@ -963,8 +1029,9 @@ int main(void)
         cmocka_unit_test(test_rms_norm),       cmocka_unit_test(test_rotate),
         cmocka_unit_test(test_softmax),        cmocka_unit_test(test_silu_multiply),
         cmocka_unit_test(test_add_scaled),     cmocka_unit_test(test_conversions),
-        cmocka_unit_test(test_attend),         cmocka_unit_test(test_bf12),
-        cmocka_unit_test(test_bf12_window),    cmocka_unit_test(test_bf12_room),
+        cmocka_unit_test(test_attend),         cmocka_unit_test(test_attend_many),
+        cmocka_unit_test(test_bf12),           cmocka_unit_test(test_bf12_window),
+        cmocka_unit_test(test_bf12_room),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

@@ -29,17 +29,22 @@ static inline __mmask16 q3_split_mask(size_t count)
     return (__mmask16)(count < 16 ? (1u << count) - 1 : 0xffff);
 }
 
-// The first 32 of `count` numbers; what is missing becomes zero and is not read.
-static inline q3_split q3_split_load(const float *x, size_t count)
+// 16 numbers and the 16 that follow.
+static inline q3_split q3_split_two(__m512 a, __m512 b)
 {
-    const __m512 a = _mm512_maskz_loadu_ps(q3_split_mask(count), x);
-    const __m512 b = _mm512_maskz_loadu_ps(q3_split_mask(count > 16 ? count - 16 : 0), x + 16);
     const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(b, a);
     const __m512 a_high = q3_split_widen(_mm512_castsi512_si256(high));
     const __m512 b_high = q3_split_widen(_mm512_extracti64x4_epi64(high, 1));
     const __m512i low =
         (__m512i)_mm512_cvtne2ps_pbh(_mm512_sub_ps(b, b_high), _mm512_sub_ps(a, a_high));
     return (q3_split){.high = high, .low = low};
+}
+
+// The first 32 of `count` numbers; what is missing becomes zero and is not read.
+static inline q3_split q3_split_load(const float *x, size_t count)
+{
+    return q3_split_two(_mm512_maskz_loadu_ps(q3_split_mask(count), x),
+                        _mm512_maskz_loadu_ps(q3_split_mask(count > 16 ? count - 16 : 0), x + 16));
 }
 
 #endif

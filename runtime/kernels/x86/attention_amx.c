@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Attention by AMX tiles, for many tokens. Rows of the tiles are the queries, a head of a token
+// each; keys and values are rearranged, a chunk of positions at a time, once for all the rows of a
+// call. Every row goes through the chunks from position 0 on and keeps the largest score so far,
+// the sum of the weights relative to it, and the sum of weight * value; the latter two are scaled
+// when a larger score comes. A row's sums run in one order that only its positions decide: what
+// else is in the call, and positions that it does not see, add exact zeros or are left out.
+//
+// Queries, keys, weights and values are split in high and low parts (bf16_split.h), and all
+// products but low * low are taken. A score so errs by no more than 2^-15 of the sum of
+// |query * key| * scale, and weight * value by 2^-15 of itself (half of that with bf16 keys and
+// values, which have no low parts), beside the rounding of float32 sums. The parts have either
+// sign: usually it is ten times less.
+#include "bf16_split.h"
+#include "kernels/kernels.h"
+#include "vector_avx512.h"
+
+#include <math.h>
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+enum {
+    TOKENS = 64,
+    TILE = 16,         // rows, positions, dimensions
+    TILE_BYTES = 1024, // 16 lines of 64 bytes
+    NUMBERS = TILE * TILE,
+    STEP = 32, // dimensions of queries and keys, positions of weights and values
+    // What is multiplied lies in steps: a tile of the high parts, a tile of the low ones.
+    STEP_BYTES = 2 * TILE_BYTES,
+    PAIR = 2 * TILE, // rows that are computed together
+    CHUNK = 128,     // positions
+    PANELS = CHUNK / TILE,
+    VALUE_STEPS = CHUNK / STEP,
+};
+
+// The parts of the scratch memory. Tiles of queries and weights hold 32 numbers of each row; line i
+// of those of keys and values holds numbers 2i and 2i + 1, dimensions or positions, of each
+// position or dimension.
+typedef struct work {
+    const q3_attention *attention;
+    size_t rows, tiles; // tiles: even
+    size_t steps;       // of the dimensions: what the last one lacks is zeros
+    uint8_t *query;     // [row tile][step][part][row][32], scaled
+    float *out;         // [row tile][dimension / 16][row][16]
+    float *sums;        // [row][16]: the weights of every 16th position
+    float *largest;     // [row]
+    uint8_t *keys;      // [panel][step][part][pair of dimensions][16 positions]
+    uint8_t *values;    // [dimension / 16][step][part][pair of positions][16 dimensions]
+    // Of a pair of row tiles: scores, [row tile][panel][row][16]. Two panels become a step of
+    // weights, [row tile][step][part][row][32].
+    float *scores;
+} work;
+
+static size_t count_tiles(size_t rows)
+{
+    return 2 * ((rows + PAIR - 1) / PAIR);
+}
+
+static size_t count_steps(size_t dimensions)
+{
+    return (dimensions + STEP - 1) / STEP;
+}
+
+static size_t scratch_bytes(size_t heads, size_t head_dim)
+{
+    const size_t tiles = count_tiles(TOKENS * heads), steps = count_steps(head_dim);
+    return tiles * (2 * steps * STEP_BYTES + TILE_BYTES + TILE * sizeof(float)) +
+           2 * PANELS * steps * STEP_BYTES + 2 * PANELS * TILE_BYTES;
+}
+
+static work lay_out(const q3_attention *a)
+{
+    work w = {.attention = a, .rows = a->tokens * a->heads, .steps = count_steps(a->head_dim)};
+    w.tiles = count_tiles(w.rows);
+    w.out = a->scores;
+    w.sums = w.out + w.tiles * 2 * w.steps * NUMBERS;
+    w.largest = w.sums + w.tiles * NUMBERS;
+    w.scores = w.largest + w.tiles * TILE;
+    w.query = (uint8_t *)(w.scores + 2 * PANELS * NUMBERS);
+    w.keys = w.query + w.tiles * w.steps * STEP_BYTES;
+    w.values = w.keys + PANELS * w.steps * STEP_BYTES;
+    return w;
+}
+
+// Positions that a row sees; rows that fill up the last tiles see what the last one does.
+static size_t positions_of(const work *w, size_t row)
+{
+    return w->attention->positions + (row < w->rows ? row : w->rows - 1) / w->attention->heads;
+}
+
+// ---- arranging ----
+
+// Scores are made in powers of 2 instead of e.
+static void arrange_query(const work *w)
+{
+    const q3_attention *a = w->attention;
+    const floats scale = set_all(a->scale * 1.44269504f);
+    for (size_t row = 0; row < w->tiles * TILE; row++) {
+        const float *query =
+            a->query + row / a->heads * a->query_stride + row % a->heads * a->head_dim;
+        uint8_t *to = w->query + row / TILE * w->steps * STEP_BYTES + row % TILE * 64;
+        for (size_t at = 0; at < a->head_dim; at += STEP, to += STEP_BYTES) {
+            const size_t left = row < w->rows ? a->head_dim - at : 0;
+            const floats first = _mm512_maskz_loadu_ps(q3_split_mask(left), query + at);
+            const floats second = _mm512_maskz_loadu_ps(
+                q3_split_mask(left > TILE ? left - TILE : 0), query + at + TILE);
+            const q3_split split = q3_split_two(first * scale, second * scale);
+            _mm512_store_si512(to, split.high);
+            _mm512_store_si512(to + TILE_BYTES, split.low);
+        }
+    }
+}
+
+// The first numbers of both halves, then the second ones, and so on.
+static inline __m512i interleave(__m512i halves)
+{
+    const __m512i evens = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i order = _mm512_or_si512(
+        evens, _mm512_slli_epi32(_mm512_add_epi32(evens, _mm512_set1_epi32(TILE)), 16));
+    return _mm512_permutexvar_epi16(order, halves);
+}
+
+// Puts two vectors of float32 into lines of the high and of the low tile.
+static inline void put_pairs(uint8_t *line, floats a, floats b)
+{
+    const pairs high = interleave((__m512i)_mm512_cvtne2ps_pbh(b, a));
+    _mm512_store_si512(line, high);
+    _mm512_store_si512(line + TILE_BYTES,
+                       interleave((__m512i)_mm512_cvtne2ps_pbh(b - odd(high), a - even(high))));
+}
+
+static inline void put_narrow_pairs(uint8_t *line, __m256i a, __m256i b)
+{
+    _mm512_store_si512(line, interleave(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1)));
+}
+
+// The keys of a chunk's positions. A panel without positions is zeros, as is a dimension too many.
+ALWAYS_INLINE void arrange_keys(const work *w, size_t from, size_t count, bool is_narrow)
+{
+    const size_t dim = w->attention->head_dim;
+    uint8_t *to = w->keys;
+    for (size_t p = 0; p < count; p += 2 * TILE)
+        for (size_t panel = p; panel < p + 2 * TILE; panel += TILE) {
+            const size_t at = (from + panel) * dim;
+            for (size_t d = 0; d < w->steps * STEP; d += 2) {
+                uint8_t *line = to + d / STEP * STEP_BYTES + d % STEP / 2 * 64;
+                const unsigned here = panel < count && d < dim ? 0xffff : 0;
+                const unsigned both = panel < count && d + 1 < dim ? 0xffff : 0;
+                const size_t first = at + d * TILE, second = first + TILE;
+                if (is_narrow) {
+                    const uint16_t *keys = w->attention->keys;
+                    put_narrow_pairs(line, _mm256_maskz_loadu_epi16((__mmask16)here, keys + first),
+                                     _mm256_maskz_loadu_epi16((__mmask16)both, keys + second));
+                } else {
+                    const float *keys = w->attention->keys;
+                    put_pairs(line, _mm512_maskz_loadu_ps((__mmask16)here, keys + first),
+                              _mm512_maskz_loadu_ps((__mmask16)both, keys + second));
+                }
+            }
+            to += w->steps * STEP_BYTES;
+        }
+}
+
+// The values of a chunk's positions, and zeros up to a whole step.
+ALWAYS_INLINE void arrange_values(const work *w, size_t from, size_t count, bool is_narrow)
+{
+    const size_t dim = w->attention->head_dim;
+    for (size_t p = 0; p < (count + STEP - 1) / STEP * STEP; p += 2)
+        for (size_t d = 0; d < w->steps * STEP; d += TILE) {
+            uint8_t *line =
+                w->values + (d / TILE * VALUE_STEPS + p / STEP) * STEP_BYTES + p % STEP / 2 * 64;
+            const __mmask16 lanes = q3_split_mask(d < dim ? dim - d : 0);
+            const __mmask16 here = p < count ? lanes : 0, both = p + 1 < count ? lanes : 0;
+            const size_t first = (from + p) * dim + d, second = first + dim;
+            if (is_narrow) {
+                const uint16_t *values = w->attention->values;
+                put_narrow_pairs(line, _mm256_maskz_loadu_epi16(here, values + first),
+                                 _mm256_maskz_loadu_epi16(both, values + second));
+            } else {
+                const float *values = w->attention->values;
+                put_pairs(line, _mm512_maskz_loadu_ps(here, values + first),
+                          _mm512_maskz_loadu_ps(both, values + second));
+            }
+        }
+}
+
+// ---- tiles ----
+
+// Tiles 0 to 3 are sums, 4 and 5 the second operand, 6 and 7 rows.
+static void configure(void)
+{
+    struct {
+        uint8_t palette, start_row, reserved[14];
+        uint16_t line_bytes[16];
+        uint8_t lines[16];
+    } config = {.palette = 1};
+    for (unsigned i = 0; i < 8; i++) {
+        config.line_bytes[i] = 64;
+        config.lines[i] = TILE;
+    }
+    // gcc's _tile_loadconfig does not say that it reads memory.
+    __asm__ volatile("ldtilecfg %0" ::"m"(config));
+}
+
+// gcc's _tile_loadd does not say so either: to be called between stores to memory and tile loads.
+static inline void settle(void)
+{
+    __asm__ volatile("" ::: "memory");
+}
+
+// Adds to the sums two tiles of rows times two of the second operand, over some steps.
+ALWAYS_INLINE void multiply_2_by_2(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0,
+                                   const uint8_t *b1, size_t steps, bool is_narrow)
+{
+    for (size_t k = 0; k < steps; k++) {
+        if (is_narrow) {
+            _tile_loadd(4, b0, 64);
+            _tile_loadd(6, a0, 64);
+        } else {
+            _tile_loadd(4, b0 + TILE_BYTES, 64);
+            _tile_loadd(6, a0, 64);
+            _tile_dpbf16ps(0, 6, 4);
+            _tile_loadd(5, b1 + TILE_BYTES, 64);
+            _tile_dpbf16ps(1, 6, 5);
+            _tile_loadd(7, a1, 64);
+            _tile_dpbf16ps(2, 7, 4);
+            _tile_dpbf16ps(3, 7, 5);
+            _tile_loadd(4, b0, 64);
+        }
+        _tile_dpbf16ps(0, 6, 4);
+        _tile_loadd(5, b1, 64);
+        _tile_dpbf16ps(1, 6, 5);
+        if (is_narrow)
+            _tile_loadd(7, a1, 64);
+        _tile_dpbf16ps(2, 7, 4);
+        _tile_dpbf16ps(3, 7, 5);
+        _tile_loadd(6, a0 + TILE_BYTES, 64);
+        _tile_dpbf16ps(0, 6, 4);
+        _tile_dpbf16ps(1, 6, 5);
+        _tile_loadd(7, a1 + TILE_BYTES, 64);
+        _tile_dpbf16ps(2, 7, 4);
+        _tile_dpbf16ps(3, 7, 5);
+        a0 += STEP_BYTES;
+        a1 += STEP_BYTES;
+        b0 += STEP_BYTES;
+        b1 += STEP_BYTES;
+    }
+}
+
+// The scores of a pair of row tiles for the first `steps` steps of the chunk's positions.
+ALWAYS_INLINE void score(const work *w, size_t tile, size_t steps, bool is_narrow)
+{
+    const size_t bytes = w->steps * STEP_BYTES;
+    const uint8_t *a = w->query + tile * bytes;
+    for (size_t panel = 0; panel < 2 * steps; panel += 2) {
+        const uint8_t *b = w->keys + panel * bytes;
+        float *to = w->scores + panel * NUMBERS;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        multiply_2_by_2(a, a + bytes, b, b + bytes, w->steps, is_narrow);
+        _tile_stored(0, to, 64);
+        _tile_stored(1, to + NUMBERS, 64);
+        _tile_stored(2, to + PANELS * NUMBERS, 64);
+        _tile_stored(3, to + (PANELS + 1) * NUMBERS, 64);
+    }
+}
+
+// Adds weight * value of the first `steps` steps of the chunk's positions to a pair of row tiles.
+ALWAYS_INLINE void add_values(const work *w, size_t tile, size_t steps, bool is_first,
+                              bool is_narrow)
+{
+    const uint8_t *a = (const uint8_t *)w->scores;
+    const size_t height = 2 * w->steps * NUMBERS; // from a tile's sums to the next one's
+    for (size_t d = 0; d < 2 * w->steps; d += 2) {
+        const uint8_t *b = w->values + d * VALUE_STEPS * STEP_BYTES;
+        float *to = w->out + tile * height + d * NUMBERS;
+        if (is_first) {
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+        } else {
+            _tile_loadd(0, to, 64);
+            _tile_loadd(1, to + NUMBERS, 64);
+            _tile_loadd(2, to + height, 64);
+            _tile_loadd(3, to + height + NUMBERS, 64);
+        }
+        multiply_2_by_2(a, a + VALUE_STEPS * STEP_BYTES, b, b + VALUE_STEPS * STEP_BYTES, steps,
+                        is_narrow);
+        _tile_stored(0, to, 64);
+        _tile_stored(1, to + NUMBERS, 64);
+        _tile_stored(2, to + height, 64);
+        _tile_stored(3, to + height + NUMBERS, 64);
+    }
+}
+
+// ---- weights ----
+
+// 2^x for x <= 0: 2^x = 2^k 2^r with |r| <= 1/2, 2^r by its series to r^7. Below -126 it is 0. Not
+// a number stays.
+static inline floats power_of_two_below(floats x)
+{
+    const floats round = set_all(12582912.0f); // see kernels_c.c
+    const __mmask16 is_zero = _mm512_cmp_ps_mask(x, set_all(-126.0f), _CMP_LT_OQ);
+    const floats k = (x + round) - round, r = x - k;
+    floats sum = set_all(1.52527338e-5f);
+    sum = multiply_add(sum, r, set_all(1.54035304e-4f));
+    sum = multiply_add(sum, r, set_all(1.33335581e-3f));
+    sum = multiply_add(sum, r, set_all(9.61812911e-3f));
+    sum = multiply_add(sum, r, set_all(5.55041087e-2f));
+    sum = multiply_add(sum, r, set_all(2.40226507e-1f));
+    sum = multiply_add(sum, r, set_all(6.93147181e-1f));
+    sum = multiply_add(sum, r, set_all(1.0f));
+    return _mm512_maskz_scalef_ps((__mmask16)~is_zero, sum, k);
+}
+
+// The largest lane of each of 16 vectors, in their order.
+static inline floats largest_lanes(const floats v[TILE])
+{
+    floats fours[4]; // a lane of 128 bits: four vectors, each quarter of theirs
+    for (unsigned i = 0; i < 4; i++) {
+        const floats *x = v + 4 * i;
+        const floats a = larger(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+        const floats b = larger(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+        const __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+        fours[i] = larger(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                          _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+    }
+    floats eights[2];
+    for (unsigned i = 0; i < 2; i++) {
+        const floats a = fours[2 * i], b = fours[2 * i + 1];
+        eights[i] = larger(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    return larger(_mm512_shuffle_f32x4(eights[0], eights[1], 0x88),
+                  _mm512_shuffle_f32x4(eights[0], eights[1], 0xdd));
+}
+
+// Which of a vector's positions are among the first `count`, which may be none or negative.
+static inline __mmask16 lanes_seen(ptrdiff_t count)
+{
+    return count <= 0 ? 0 : q3_split_mask((size_t)count);
+}
+
+// Some positions' scores of a row, minus infinity for those that it does not see.
+ALWAYS_INLINE floats load_scores(const float *scores, ptrdiff_t seen, bool is_masked)
+{
+    const floats all = _mm512_load_ps(scores);
+    return is_masked ? _mm512_mask_mov_ps(set_all(-INFINITY), lanes_seen(seen), all) : all;
+}
+
+// Scales what rows of a tile have summed up.
+static void scale_rows(const work *w, size_t tile, const float *factor, unsigned rows)
+{
+    const size_t height = 2 * w->steps * NUMBERS;
+    for (; rows; rows &= rows - 1) {
+        const unsigned row = (unsigned)__builtin_ctz(rows);
+        const floats by = set_all(factor[row]);
+        float *out = w->out + tile * height + row * TILE;
+        for (size_t d = 0; d < height; d += NUMBERS)
+            _mm512_store_ps(out + d, _mm512_load_ps(out + d) * by);
+        float *sums = w->sums + (tile * TILE + row) * TILE;
+        _mm512_store_ps(sums, _mm512_load_ps(sums) * by);
+    }
+}
+
+// Turns a tile's scores for `steps` steps of positions from `from` on into weights.
+ALWAYS_INLINE void weigh(const work *w, size_t tile, size_t from, size_t steps, bool is_masked)
+{
+    float *scores = w->scores + tile % 2 * PANELS * NUMBERS;
+    const bool is_first = from == 0;
+    ptrdiff_t seen[TILE];
+    floats most[TILE];
+    for (size_t row = 0; row < TILE; row++) {
+        const float *at = scores + row * TILE;
+        seen[row] = (ptrdiff_t)positions_of(w, tile * TILE + row) - (ptrdiff_t)from;
+        floats largest = load_scores(at, seen[row], is_masked);
+        for (size_t panel = 1; panel < 2 * steps; panel++)
+            largest =
+                larger(largest, load_scores(at + panel * NUMBERS,
+                                            seen[row] - (ptrdiff_t)(panel * TILE), is_masked));
+        most[row] = largest;
+    }
+    float *largest = w->largest + tile * TILE;
+    floats now = largest_lanes(most);
+    if (!is_first) {
+        const floats before = _mm512_load_ps(largest);
+        now = larger(before, now);
+        _Alignas(64) float factor[TILE];
+        _mm512_store_ps(factor, power_of_two_below(before - now));
+        const __mmask16 changed =
+            _mm512_cmp_ps_mask(_mm512_load_ps(factor), set_all(1.0f), _CMP_NEQ_UQ);
+        if (changed)
+            scale_rows(w, tile, factor, changed);
+    }
+    _mm512_store_ps(largest, now);
+    for (size_t row = 0; row < TILE; row++) {
+        float *at = scores + row * TILE;
+        float *sums = w->sums + (tile * TILE + row) * TILE;
+        const floats most_of_row = set_all(largest[row]);
+        floats sum = is_first ? zero() : _mm512_load_ps(sums);
+        for (size_t panel = 0; panel < 2 * steps; panel += 2, at += 2 * NUMBERS) {
+            const ptrdiff_t left = seen[row] - (ptrdiff_t)(panel * TILE);
+            const floats a = power_of_two_below(load_scores(at, left, is_masked) - most_of_row);
+            const floats b =
+                power_of_two_below(load_scores(at + NUMBERS, left - TILE, is_masked) - most_of_row);
+            sum = sum + (a + b);
+            const q3_split split = q3_split_two(a, b);
+            _mm512_store_ps(at, _mm512_castsi512_ps(split.high));
+            _mm512_store_ps(at + NUMBERS, _mm512_castsi512_ps(split.low));
+        }
+        _mm512_store_ps(sums, sum);
+    }
+}
+
+static void weigh_tile(const work *w, size_t tile, size_t from, size_t steps)
+{
+    if (positions_of(w, tile * TILE) >= from + CHUNK)
+        weigh(w, tile, from, VALUE_STEPS, false);
+    else
+        weigh(w, tile, from, steps, true);
+}
+
+// ---- ----
+
+// Sums below what the tiles would keep become zero, whatever came after them.
+static void store_rows(const work *w)
+{
+    const q3_attention *a = w->attention;
+    const floats smallest = set_all(0x1p-126f);
+    for (size_t row = 0; row < w->rows; row++) {
+        const floats by = set_all(1.0f / sum_lanes(_mm512_load_ps(w->sums + row * TILE)));
+        const float *from = w->out + row / TILE * 2 * w->steps * NUMBERS + row % TILE * TILE;
+        float *to = a->out + row / a->heads * a->out_stride + row % a->heads * a->head_dim;
+        for (size_t d = 0; d < a->head_dim; d += TILE, from += NUMBERS) {
+            const floats sum = _mm512_load_ps(from);
+            const __mmask16 is_large =
+                _mm512_cmp_ps_mask(_mm512_abs_ps(sum), smallest, _CMP_NLT_UQ);
+            _mm512_mask_storeu_ps(to + d, q3_split_mask(a->head_dim - d),
+                                  _mm512_maskz_mul_ps(is_large, sum, by));
+        }
+    }
+}
+
+ALWAYS_INLINE void attend_to(const q3_attention *a, bool is_narrow)
+{
+    const work w = lay_out(a);
+    const size_t positions = a->positions + a->tokens - 1;
+    configure();
+    arrange_query(&w);
+    for (size_t from = 0; from < positions; from += CHUNK) {
+        const size_t count = positions - from < CHUNK ? positions - from : CHUNK;
+        arrange_keys(&w, from, count, is_narrow);
+        arrange_values(&w, from, count, is_narrow);
+        for (size_t tile = 0; tile < w.tiles; tile += 2) {
+            const size_t seen = positions_of(&w, (tile + 2) * TILE - 1);
+            if (seen <= from)
+                continue;
+            const size_t some = seen - from < CHUNK ? seen - from : CHUNK;
+            const size_t steps = (some + STEP - 1) / STEP;
+            settle();
+            score(&w, tile, steps, is_narrow);
+            weigh_tile(&w, tile, from, steps);
+            weigh_tile(&w, tile + 1, from, steps);
+            settle();
+            add_values(&w, tile, steps, from == 0, is_narrow);
+        }
+    }
+    _tile_release();
+    store_rows(&w);
+}
+
+static void attend_wide(const q3_attention *a)
+{
+    attend_to(a, false);
+}
+
+static void attend_narrow(const q3_attention *a)
+{
+    attend_to(a, true);
+}
+
+static void attend(const q3_attention *attention)
+{
+    (attention->narrow ? attend_narrow : attend_wide)(attention);
+}
+
+const q3_attend_many q3_attend_many_amx = {
+    .name = "amx",
+    .tokens = TOKENS,
+    .scratch_bytes = scratch_bytes,
+    .attend = attend,
+};
