@@ -919,8 +919,9 @@ static void check_attention(const attending *how, size_t tokens, size_t heads, s
         .scores = scores,
     };
     attend(how, &attention);
-    // In roundings of float32. With tiles the queries' and the keys' parts have 16 bits.
-    const double units = how->many ? 32 + 64 * (double)strength : 32 + (double)(dim + all) / 16;
+    // In roundings of float32. With tiles weights and values are split in parts of 16 bits
+    // together.
+    const double units = how->many ? 256 + 8 * (double)strength : 32 + (double)(dim + all) / 16;
     double *weight = malloc(all * sizeof *weight);
     assert_non_null(weight);
     for (size_t t = 0; t < tokens; t++)

@@ -7,11 +7,11 @@
 // when a larger score comes. A row's sums run in one order that only its positions decide: what
 // else is in the call, and positions that it does not see, add exact zeros or are left out.
 //
-// Queries, keys, weights and values are split in high and low parts (bf16_split.h), and all
-// products but low * low are taken. A score so errs by no more than 2^-15 of the sum of
-// |query * key| * scale, and weight * value by 2^-15 of itself (half of that with bf16 keys and
-// values, which have no low parts), beside the rounding of float32 sums. The parts have either
-// sign: usually it is ten times less.
+// Scores are exponents, so that what they err by stays: queries and keys are split in three parts
+// of bf16, high, middle and low, that are exactly the float32 together, and the six products that
+// reach 2^-24 of the whole are taken. A score is as good as a sum of float32. Weights and values
+// are split in a high and a low part (bf16_split.h) and low * low is left out: weight * value errs
+// by no more than 2^-15 of itself, usually by ten times less. Keys and values in bf16 are one part.
 #include "bf16_split.h"
 #include "kernels/kernels.h"
 #include "vector_avx512.h"
@@ -26,8 +26,9 @@ enum {
     TILE_BYTES = 1024, // 16 lines of 64 bytes
     NUMBERS = TILE * TILE,
     STEP = 32, // dimensions of queries and keys, positions of weights and values
-    // What is multiplied lies in steps: a tile of the high parts, a tile of the low ones.
-    STEP_BYTES = 2 * TILE_BYTES,
+    // What is multiplied lies in steps, a tile for each part, from high to low.
+    SCORE_STEP = 3 * TILE_BYTES,
+    VALUE_STEP = 2 * TILE_BYTES,
     PAIR = 2 * TILE, // rows that are computed together
     CHUNK = 128,     // positions
     PANELS = CHUNK / TILE,
@@ -65,8 +66,9 @@ static size_t count_steps(size_t dimensions)
 static size_t scratch_bytes(size_t heads, size_t head_dim)
 {
     const size_t tiles = count_tiles(TOKENS * heads), steps = count_steps(head_dim);
-    return tiles * (2 * steps * STEP_BYTES + TILE_BYTES + TILE * sizeof(float)) +
-           2 * PANELS * steps * STEP_BYTES + 2 * PANELS * TILE_BYTES;
+    return tiles * (2 * steps * TILE_BYTES + TILE_BYTES + TILE * sizeof(float)) +
+           2 * PANELS * TILE_BYTES + (tiles + PANELS) * steps * SCORE_STEP +
+           2 * steps * VALUE_STEPS * VALUE_STEP;
 }
 
 static work lay_out(const q3_attention *a)
@@ -78,8 +80,8 @@ static work lay_out(const q3_attention *a)
     w.largest = w.sums + w.tiles * NUMBERS;
     w.scores = w.largest + w.tiles * TILE;
     w.query = (uint8_t *)(w.scores + 2 * PANELS * NUMBERS);
-    w.keys = w.query + w.tiles * w.steps * STEP_BYTES;
-    w.values = w.keys + PANELS * w.steps * STEP_BYTES;
+    w.keys = w.query + w.tiles * w.steps * SCORE_STEP;
+    w.values = w.keys + PANELS * w.steps * SCORE_STEP;
     return w;
 }
 
@@ -91,6 +93,23 @@ static size_t positions_of(const work *w, size_t row)
 
 // ---- arranging ----
 
+// 32 numbers in three parts.
+typedef struct parts {
+    __m512i part[3];
+} parts;
+
+static inline parts split_in_three(floats a, floats b)
+{
+    parts p;
+    for (unsigned i = 0; i < 3; i++) {
+        const __m512i part = (__m512i)_mm512_cvtne2ps_pbh(b, a);
+        a = a - widened(_mm512_castsi512_si256(part));
+        b = b - widened(_mm512_extracti64x4_epi64(part, 1));
+        p.part[i] = part;
+    }
+    return p;
+}
+
 // Scores are made in powers of 2 instead of e.
 static void arrange_query(const work *w)
 {
@@ -99,15 +118,15 @@ static void arrange_query(const work *w)
     for (size_t row = 0; row < w->tiles * TILE; row++) {
         const float *query =
             a->query + row / a->heads * a->query_stride + row % a->heads * a->head_dim;
-        uint8_t *to = w->query + row / TILE * w->steps * STEP_BYTES + row % TILE * 64;
-        for (size_t at = 0; at < a->head_dim; at += STEP, to += STEP_BYTES) {
+        uint8_t *to = w->query + row / TILE * w->steps * SCORE_STEP + row % TILE * 64;
+        for (size_t at = 0; at < a->head_dim; at += STEP, to += SCORE_STEP) {
             const size_t left = row < w->rows ? a->head_dim - at : 0;
+            const size_t beyond = left > TILE ? left - TILE : 0;
             const floats first = _mm512_maskz_loadu_ps(q3_split_mask(left), query + at);
-            const floats second = _mm512_maskz_loadu_ps(
-                q3_split_mask(left > TILE ? left - TILE : 0), query + at + TILE);
-            const q3_split split = q3_split_two(first * scale, second * scale);
-            _mm512_store_si512(to, split.high);
-            _mm512_store_si512(to + TILE_BYTES, split.low);
+            const floats second = _mm512_maskz_loadu_ps(q3_split_mask(beyond), query + at + TILE);
+            const parts split = split_in_three(first * scale, second * scale);
+            for (unsigned i = 0; i < 3; i++)
+                _mm512_store_si512(to + i * TILE_BYTES, split.part[i]);
         }
     }
 }
@@ -121,16 +140,22 @@ static inline __m512i interleave(__m512i halves)
     return _mm512_permutexvar_epi16(order, halves);
 }
 
-// Puts two vectors of float32 into lines of the high and of the low tile.
-static inline void put_pairs(uint8_t *line, floats a, floats b)
+// Puts two vectors of keys, or of values, into a line of each of their parts' tiles.
+static inline void put_keys(uint8_t *line, floats a, floats b)
 {
-    const pairs high = interleave((__m512i)_mm512_cvtne2ps_pbh(b, a));
-    _mm512_store_si512(line, high);
-    _mm512_store_si512(line + TILE_BYTES,
-                       interleave((__m512i)_mm512_cvtne2ps_pbh(b - odd(high), a - even(high))));
+    const parts split = split_in_three(a, b);
+    for (unsigned i = 0; i < 3; i++)
+        _mm512_store_si512(line + i * TILE_BYTES, interleave(split.part[i]));
 }
 
-static inline void put_narrow_pairs(uint8_t *line, __m256i a, __m256i b)
+static inline void put_values(uint8_t *line, floats a, floats b)
+{
+    const q3_split split = q3_split_two(a, b);
+    _mm512_store_si512(line, interleave(split.high));
+    _mm512_store_si512(line + TILE_BYTES, interleave(split.low));
+}
+
+static inline void put_narrow(uint8_t *line, __m256i a, __m256i b)
 {
     _mm512_store_si512(line, interleave(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1)));
 }
@@ -144,21 +169,21 @@ ALWAYS_INLINE void arrange_keys(const work *w, size_t from, size_t count, bool i
         for (size_t panel = p; panel < p + 2 * TILE; panel += TILE) {
             const size_t at = (from + panel) * dim;
             for (size_t d = 0; d < w->steps * STEP; d += 2) {
-                uint8_t *line = to + d / STEP * STEP_BYTES + d % STEP / 2 * 64;
+                uint8_t *line = to + d / STEP * SCORE_STEP + d % STEP / 2 * 64;
                 const unsigned here = panel < count && d < dim ? 0xffff : 0;
                 const unsigned both = panel < count && d + 1 < dim ? 0xffff : 0;
                 const size_t first = at + d * TILE, second = first + TILE;
                 if (is_narrow) {
                     const uint16_t *keys = w->attention->keys;
-                    put_narrow_pairs(line, _mm256_maskz_loadu_epi16((__mmask16)here, keys + first),
-                                     _mm256_maskz_loadu_epi16((__mmask16)both, keys + second));
+                    put_narrow(line, _mm256_maskz_loadu_epi16((__mmask16)here, keys + first),
+                               _mm256_maskz_loadu_epi16((__mmask16)both, keys + second));
                 } else {
                     const float *keys = w->attention->keys;
-                    put_pairs(line, _mm512_maskz_loadu_ps((__mmask16)here, keys + first),
-                              _mm512_maskz_loadu_ps((__mmask16)both, keys + second));
+                    put_keys(line, _mm512_maskz_loadu_ps((__mmask16)here, keys + first),
+                             _mm512_maskz_loadu_ps((__mmask16)both, keys + second));
                 }
             }
-            to += w->steps * STEP_BYTES;
+            to += w->steps * SCORE_STEP;
         }
 }
 
@@ -169,18 +194,18 @@ ALWAYS_INLINE void arrange_values(const work *w, size_t from, size_t count, bool
     for (size_t p = 0; p < (count + STEP - 1) / STEP * STEP; p += 2)
         for (size_t d = 0; d < w->steps * STEP; d += TILE) {
             uint8_t *line =
-                w->values + (d / TILE * VALUE_STEPS + p / STEP) * STEP_BYTES + p % STEP / 2 * 64;
+                w->values + (d / TILE * VALUE_STEPS + p / STEP) * VALUE_STEP + p % STEP / 2 * 64;
             const __mmask16 lanes = q3_split_mask(d < dim ? dim - d : 0);
             const __mmask16 here = p < count ? lanes : 0, both = p + 1 < count ? lanes : 0;
             const size_t first = (from + p) * dim + d, second = first + dim;
             if (is_narrow) {
                 const uint16_t *values = w->attention->values;
-                put_narrow_pairs(line, _mm256_maskz_loadu_epi16(here, values + first),
-                                 _mm256_maskz_loadu_epi16(both, values + second));
+                put_narrow(line, _mm256_maskz_loadu_epi16(here, values + first),
+                           _mm256_maskz_loadu_epi16(both, values + second));
             } else {
                 const float *values = w->attention->values;
-                put_pairs(line, _mm512_maskz_loadu_ps(here, values + first),
-                          _mm512_maskz_loadu_ps(both, values + second));
+                put_values(line, _mm512_maskz_loadu_ps(here, values + first),
+                           _mm512_maskz_loadu_ps(both, values + second));
             }
         }
 }
@@ -209,62 +234,81 @@ static inline void settle(void)
     __asm__ volatile("" ::: "memory");
 }
 
-// Adds to the sums two tiles of rows times two of the second operand, over some steps.
-ALWAYS_INLINE void multiply_2_by_2(const uint8_t *a0, const uint8_t *a1, const uint8_t *b0,
-                                   const uint8_t *b1, size_t steps, bool is_narrow)
+// Loads the same part of two tiles of rows, `apart` bytes from each other, or of two of the second
+// operand, and adds the products of all that is loaded to the sums.
+ALWAYS_INLINE void next_rows(const uint8_t *a, size_t apart)
 {
-    for (size_t k = 0; k < steps; k++) {
-        if (is_narrow) {
-            _tile_loadd(4, b0, 64);
-            _tile_loadd(6, a0, 64);
-        } else {
-            _tile_loadd(4, b0 + TILE_BYTES, 64);
-            _tile_loadd(6, a0, 64);
-            _tile_dpbf16ps(0, 6, 4);
-            _tile_loadd(5, b1 + TILE_BYTES, 64);
-            _tile_dpbf16ps(1, 6, 5);
-            _tile_loadd(7, a1, 64);
-            _tile_dpbf16ps(2, 7, 4);
-            _tile_dpbf16ps(3, 7, 5);
-            _tile_loadd(4, b0, 64);
-        }
-        _tile_dpbf16ps(0, 6, 4);
-        _tile_loadd(5, b1, 64);
-        _tile_dpbf16ps(1, 6, 5);
-        if (is_narrow)
-            _tile_loadd(7, a1, 64);
-        _tile_dpbf16ps(2, 7, 4);
-        _tile_dpbf16ps(3, 7, 5);
-        _tile_loadd(6, a0 + TILE_BYTES, 64);
-        _tile_dpbf16ps(0, 6, 4);
-        _tile_dpbf16ps(1, 6, 5);
-        _tile_loadd(7, a1 + TILE_BYTES, 64);
-        _tile_dpbf16ps(2, 7, 4);
-        _tile_dpbf16ps(3, 7, 5);
-        a0 += STEP_BYTES;
-        a1 += STEP_BYTES;
-        b0 += STEP_BYTES;
-        b1 += STEP_BYTES;
-    }
+    _tile_loadd(6, a, 64);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(1, 6, 5);
+    _tile_loadd(7, a + apart, 64);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_dpbf16ps(3, 7, 5);
+}
+
+ALWAYS_INLINE void next_columns(const uint8_t *b, size_t apart)
+{
+    _tile_loadd(4, b, 64);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_loadd(5, b + apart, 64);
+    _tile_dpbf16ps(1, 6, 5);
+    _tile_dpbf16ps(3, 7, 5);
+}
+
+ALWAYS_INLINE void first_columns(const uint8_t *b, size_t apart)
+{
+    _tile_loadd(4, b, 64);
+    _tile_loadd(5, b + apart, 64);
+}
+
+static inline void clear_sums(void)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static inline void load_sums(const float *from, size_t row, size_t column)
+{
+    _tile_loadd(0, from, 64);
+    _tile_loadd(1, from + column, 64);
+    _tile_loadd(2, from + row, 64);
+    _tile_loadd(3, from + row + column, 64);
+}
+
+static inline void store_sums(float *to, size_t row, size_t column)
+{
+    _tile_stored(0, to, 64);
+    _tile_stored(1, to + column, 64);
+    _tile_stored(2, to + row, 64);
+    _tile_stored(3, to + row + column, 64);
 }
 
 // The scores of a pair of row tiles for the first `steps` steps of the chunk's positions.
 ALWAYS_INLINE void score(const work *w, size_t tile, size_t steps, bool is_narrow)
 {
-    const size_t bytes = w->steps * STEP_BYTES;
-    const uint8_t *a = w->query + tile * bytes;
+    enum { MIDDLE = TILE_BYTES, LOW = 2 * TILE_BYTES };
+    const size_t apart = w->steps * SCORE_STEP;
     for (size_t panel = 0; panel < 2 * steps; panel += 2) {
-        const uint8_t *b = w->keys + panel * bytes;
-        float *to = w->scores + panel * NUMBERS;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        multiply_2_by_2(a, a + bytes, b, b + bytes, w->steps, is_narrow);
-        _tile_stored(0, to, 64);
-        _tile_stored(1, to + NUMBERS, 64);
-        _tile_stored(2, to + PANELS * NUMBERS, 64);
-        _tile_stored(3, to + (PANELS + 1) * NUMBERS, 64);
+        const uint8_t *a = w->query + tile * apart, *b = w->keys + panel * apart;
+        clear_sums();
+        for (size_t k = 0; k < w->steps; k++, a += SCORE_STEP, b += SCORE_STEP) {
+            first_columns(b, apart);
+            next_rows(a + LOW, apart);
+            if (is_narrow) {
+                next_rows(a + MIDDLE, apart);
+                next_rows(a, apart);
+                continue;
+            }
+            next_rows(a, apart);
+            next_columns(b + LOW, apart);
+            next_columns(b + MIDDLE, apart);
+            next_rows(a + MIDDLE, apart);
+            next_columns(b, apart);
+        }
+        store_sums(w->scores + panel * NUMBERS, PANELS * NUMBERS, NUMBERS);
     }
 }
 
@@ -272,28 +316,24 @@ ALWAYS_INLINE void score(const work *w, size_t tile, size_t steps, bool is_narro
 ALWAYS_INLINE void add_values(const work *w, size_t tile, size_t steps, bool is_first,
                               bool is_narrow)
 {
-    const uint8_t *a = (const uint8_t *)w->scores;
+    enum { LOW = TILE_BYTES };
     const size_t height = 2 * w->steps * NUMBERS; // from a tile's sums to the next one's
+    const size_t apart = VALUE_STEPS * VALUE_STEP;
     for (size_t d = 0; d < 2 * w->steps; d += 2) {
-        const uint8_t *b = w->values + d * VALUE_STEPS * STEP_BYTES;
-        float *to = w->out + tile * height + d * NUMBERS;
-        if (is_first) {
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-        } else {
-            _tile_loadd(0, to, 64);
-            _tile_loadd(1, to + NUMBERS, 64);
-            _tile_loadd(2, to + height, 64);
-            _tile_loadd(3, to + height + NUMBERS, 64);
+        const uint8_t *a = (const uint8_t *)w->scores, *b = w->values + d * apart;
+        float *sums = w->out + tile * height + d * NUMBERS;
+        if (is_first)
+            clear_sums();
+        else
+            load_sums(sums, height, NUMBERS);
+        for (size_t k = 0; k < steps; k++, a += VALUE_STEP, b += VALUE_STEP) {
+            first_columns(b, apart);
+            next_rows(a + LOW, apart);
+            next_rows(a, apart);
+            if (!is_narrow)
+                next_columns(b + LOW, apart);
         }
-        multiply_2_by_2(a, a + VALUE_STEPS * STEP_BYTES, b, b + VALUE_STEPS * STEP_BYTES, steps,
-                        is_narrow);
-        _tile_stored(0, to, 64);
-        _tile_stored(1, to + NUMBERS, 64);
-        _tile_stored(2, to + height, 64);
-        _tile_stored(3, to + height + NUMBERS, 64);
+        store_sums(sums, height, NUMBERS);
     }
 }
 
@@ -422,8 +462,6 @@ static void weigh_tile(const work *w, size_t tile, size_t from, size_t steps)
     else
         weigh(w, tile, from, steps, true);
 }
-
-// ---- ----
 
 // Sums below what the tiles would keep become zero, whatever came after them.
 static void store_rows(const work *w)
