@@ -310,14 +310,17 @@ static void measure_attention(const q3_kernels *kernels)
 {
     enum { HEADS = 8, DIM = 128, POSITIONS_MAX = 8192 };
     static const size_t positions[] = {512, 4096, POSITIONS_MAX};
-    const size_t stride = q3_score_stride(POSITIONS_MAX + Q3_ATTEND_TOKENS - 1);
+    const q3_attend_many *many = kernels->attend_many;
+    const unsigned tokens_max = many ? many->tokens : Q3_ATTEND_TOKENS;
+    const size_t stride = q3_score_stride(POSITIONS_MAX + tokens_max - 1);
     const size_t kept = stride * DIM;
-    float *query = map(Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *query);
-    float *out = map(Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *out);
-    float *scores = map(Q3_ATTEND_TOKENS * HEADS * stride * sizeof *scores);
+    const size_t scratch = tokens_max * HEADS * stride * sizeof(float);
+    float *query = map(tokens_max * HEADS * DIM * sizeof *query);
+    float *out = map(tokens_max * HEADS * DIM * sizeof *out);
+    float *scores = map(scratch);
     float *keys = map(kept * sizeof *keys), *values = map(kept * sizeof *values);
     uint16_t *narrow_keys = map(kept * 2), *narrow_values = map(kept * 2);
-    for (size_t i = 0; i < Q3_ATTEND_TOKENS * HEADS * DIM; i++)
+    for (size_t i = 0; i < tokens_max * HEADS * DIM; i++)
         query[i] = (float)random_normal();
     for (size_t i = 0; i < kept; i++) {
         keys[i] = (float)(2 * random_unit() - 1);
@@ -325,19 +328,22 @@ static void measure_attention(const q3_kernels *kernels)
     }
     kernels->narrow(keys, kept, narrow_keys);
     kernels->narrow(values, kept, narrow_values);
-    printf(
-        "\n%-8s attention of 8 heads of 128: us and GFLOP/s for 1 and 4 tokens, float32 and bf16\n",
-        kernels->name);
+    const unsigned tokens[] = {1, Q3_ATTEND_TOKENS, tokens_max};
+    const unsigned ways = many ? 3 : 2;
+    printf("\n%-8s attention of 8 heads of 128: us and GFLOP/s for 1, 4", kernels->name);
+    if (many)
+        printf(", %u", tokens_max);
+    printf(" tokens, float32 and bf16\n");
     for (unsigned i = 0; i < sizeof positions / sizeof *positions; i++) {
         printf("%16zu", positions[i]);
         for (unsigned narrow = 0; narrow < 2; narrow++)
-            for (unsigned tokens = 1; tokens <= Q3_ATTEND_TOKENS; tokens += Q3_ATTEND_TOKENS - 1) {
+            for (unsigned way = 0; way < ways; way++) {
                 const q3_attention attention = {
                     .query = query,
                     .out = out,
                     .query_stride = HEADS * DIM,
                     .out_stride = HEADS * DIM,
-                    .tokens = tokens,
+                    .tokens = tokens[way],
                     .heads = HEADS,
                     .head_dim = DIM,
                     .positions = positions[i],
@@ -350,17 +356,17 @@ static void measure_attention(const q3_kernels *kernels)
                 double best = INFINITY;
                 for (unsigned p = 0; p < 2 + passes; p++) {
                     const double start = seconds();
-                    kernels->attend(&attention);
+                    (way == 2 ? many->attend : kernels->attend)(&attention);
                     best = fmin(best, seconds() - start);
                 }
                 printf("%10.1f (%5.1f)", best * 1e6,
-                       4.0 * HEADS * DIM * (double)positions[i] * tokens / best / 1e9);
+                       4.0 * HEADS * DIM * (double)positions[i] * tokens[way] / best / 1e9);
             }
         printf("\n");
     }
-    munmap(query, Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *query);
-    munmap(out, Q3_ATTEND_TOKENS * HEADS * DIM * sizeof *out);
-    munmap(scores, Q3_ATTEND_TOKENS * HEADS * stride * sizeof *scores);
+    munmap(query, tokens_max * HEADS * DIM * sizeof *query);
+    munmap(out, tokens_max * HEADS * DIM * sizeof *out);
+    munmap(scores, scratch);
     munmap(keys, kept * sizeof *keys);
     munmap(values, kept * sizeof *values);
     munmap(narrow_keys, kept * 2);
