@@ -10,8 +10,8 @@
 // Scores are exponents, so that what they err by stays: queries and keys are split in three parts
 // of bf16, high, middle and low, that are exactly the float32 together, and the six products that
 // reach 2^-24 of the whole are taken. A score is as good as a sum of float32. Weights and values
-// are split in a high and a low part (bf16_split.h) and low * low is left out: weight * value errs
-// by no more than 2^-15 of itself, usually by ten times less. Keys and values in bf16 are one part.
+// are split in a high and a low part (bf16_split.h), with all four products: weight * value errs by
+// no more than 2^-16 of itself, usually by ten times less. Keys and values in bf16 are one part.
 #include "bf16_split.h"
 #include "kernels/kernels.h"
 #include "vector_avx512.h"
@@ -330,8 +330,10 @@ ALWAYS_INLINE void add_values(const work *w, size_t tile, size_t steps, bool is_
             first_columns(b, apart);
             next_rows(a + LOW, apart);
             next_rows(a, apart);
-            if (!is_narrow)
-                next_columns(b + LOW, apart);
+            if (is_narrow)
+                continue;
+            next_columns(b + LOW, apart);
+            next_rows(a + LOW, apart);
         }
         store_sums(sums, height, NUMBERS);
     }
