@@ -155,6 +155,7 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .expert_misses = experts.misses,
         .expert_bytes = experts.bytes_read,
         .expert_seconds = experts.waiting_seconds,
+        .delivered_bytes = experts.delivered,
         .reading_seconds = experts.reading_seconds,
         .experts_ahead = experts.ahead,
         .experts_ahead_used = experts.ahead_used,
@@ -164,6 +165,22 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .routed_tokens = engine->opened.routing.tokens,
         .outside_sum = outside,
     };
+}
+
+void q3_engine_record(q3_engine *engine, q3_misses *misses)
+{
+    q3_expert_cache_record(engine->experts, misses);
+}
+
+bool q3_engine_replay(q3_engine *engine, const q3_misses *misses, double *rate, q3_error *err)
+{
+    q3_expert_counts counts;
+    *rate = 0;
+    if (!q3_expert_cache_replay(engine->experts, misses, &counts, err))
+        return false;
+    if (counts.delivered)
+        *rate = (double)counts.delivered / counts.reading_seconds;
+    return true;
 }
 
 const double *q3_engine_outside(const q3_engine *engine)

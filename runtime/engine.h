@@ -16,6 +16,7 @@
 
 #include "base/error.h"
 #include "io_mode.h"
+#include "misses.h"
 #include "model/config.h"
 #include "set.h"
 #include "trace.h"
@@ -119,7 +120,8 @@ typedef struct q3_engine_statistics {
     uint64_t expert_hits, expert_misses; // experts that a batch needed in a layer
     uint64_t expert_bytes;               // read for them from the pack
     double expert_seconds;               // in which there was nothing to compute but theirs
-    double reading_seconds;              // in which at least one thread was reading
+    uint64_t delivered_bytes;            // that the reading threads got, for what is needed or not
+    double reading_seconds;              // in which there was something to read, or a thread at it
     // Experts that were read ahead, whole or in part, of these the ones that were needed then, and
     // what was read of the others, which expert_bytes does not count.
     uint64_t experts_ahead, experts_ahead_used, unused_bytes;
@@ -132,6 +134,14 @@ typedef struct q3_engine_statistics {
 } q3_engine_statistics;
 
 q3_engine_statistics q3_engine_count(const q3_engine *engine);
+
+// From now on, adds what is missing when a layer needs it to the list; NULL ends that.
+void q3_engine_record(q3_engine *engine, q3_misses *misses);
+
+// What the disk gives for these reads alone, bytes a second: they are done again by the same
+// threads in the same way, but nothing is checked or computed. 0 when nothing can be read so.
+// Afterwards no expert is in memory, and nothing is recorded.
+bool q3_engine_replay(q3_engine *engine, const q3_misses *misses, double *rate, q3_error *err);
 
 // outside_sum for each layer by itself.
 const double *q3_engine_outside(const q3_engine *engine);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "expert_cache.h"
 
+#include "base/interrupt.h"
 #include "base/progress.h"
 #include "expert_score.h"
 
@@ -76,6 +77,7 @@ struct q3_expert_cache {
     q3_region memory;
     uint64_t ahead_bytes; // of the memory of each of `ahead`
     uint64_t uses, visits;
+    q3_misses *record; // or NULL
     // For one visit: an entry an expert of the model.
     q3_expert *group;
     slot **group_slots;
@@ -96,8 +98,10 @@ struct q3_expert_cache {
     unsigned ahead_count;
     unsigned readers, reading; // that may read at the same time, and that do
     unsigned reading_ahead;    // of these, what nobody has asked for
-    double reading_since;      // when `reading` became more than 0
-    bool holding;              // nothing is read ahead until the next visit has asked
+    bool in_use;               // of the disk: something is read, or asked for and to be read
+    double in_use_since;
+    bool only_reads; // nothing of what is read is taken
+    bool holding;    // nothing is read ahead until the next visit has asked
     bool closing;
 };
 
@@ -145,18 +149,33 @@ static bool is_ahead(const q3_expert_cache *cache, const expert_load *load)
     return false;
 }
 
+// Keeps the time in which the disk is in use; called after each change that may begin or end it.
+static void note_use(q3_expert_cache *cache)
+{
+    bool in_use = cache->reading > 0;
+    for (uint32_t i = 0; i < cache->asked && !in_use; i++)
+        in_use = has_work(cache->wanted[i], LOAD_READING) || has_work(cache->wanted[i], LOAD_NEW);
+    if (in_use == cache->in_use)
+        return;
+    cache->in_use = in_use;
+    const double now = q3_now();
+    if (!in_use)
+        cache->counts.reading_seconds += now - cache->in_use_since;
+    cache->in_use_since = now;
+}
+
 static void begin_reading(q3_expert_cache *cache, bool ahead)
 {
-    if (cache->reading++ == 0)
-        cache->reading_since = q3_now();
+    cache->reading++;
     cache->reading_ahead += ahead;
+    note_use(cache);
 }
 
 static void end_reading(q3_expert_cache *cache, bool ahead)
 {
-    if (--cache->reading == 0)
-        cache->counts.reading_seconds += q3_now() - cache->reading_since;
+    cache->reading--;
     cache->reading_ahead -= ahead;
+    note_use(cache);
 }
 
 static void fail_load(expert_load *load, const q3_error *error)
@@ -192,7 +211,9 @@ static void read_piece(q3_expert_cache *cache, expert_load *load)
     const bool ok =
         q3_file_read_piece(&load->file, offset, load->memory + load->image + offset, size, &error);
     pthread_mutex_lock(&cache->lock);
-    if (!ok)
+    if (ok)
+        cache->counts.delivered += size;
+    else
         fail_load(load, &error);
 }
 
@@ -201,17 +222,21 @@ static void take_load(q3_expert_cache *cache, expert_load *load, q3_frame_reader
 {
     q3_error error;
     bool ok = !load->failed && !load->dropped;
+    const bool take = ok && !cache->only_reads, decodes = load->file.size == 0;
     load->state = LOAD_TAKING;
+    load->result.number = load->expert;
     // There may be something to read meanwhile.
     pthread_cond_signal(&cache->work);
     pthread_mutex_unlock(&cache->lock);
     q3_file_close(&load->file);
-    const bool take = ok;
-    ok = ok && q3_model_take_expert(cache->model, load->layer, load->expert, reader, load->memory,
-                                    &load->result, &error);
+    ok = ok && (!take || q3_model_take_expert(cache->model, load->layer, load->expert, reader,
+                                              load->memory, &load->result, &error));
     pthread_mutex_lock(&cache->lock);
     if (take && !ok)
         fail_load(load, &error);
+    if (take && ok && decodes)
+        cache->counts.delivered +=
+            q3_model_expert_file_bytes(cache->model, load->layer, load->expert);
     load->state = ok ? LOAD_DONE : LOAD_FAILED;
 }
 
@@ -417,8 +442,8 @@ q3_expert_counts q3_expert_cache_counts(q3_expert_cache *cache)
 {
     pthread_mutex_lock(&cache->lock);
     q3_expert_counts counts = cache->counts;
-    if (cache->reading)
-        counts.reading_seconds += q3_now() - cache->reading_since;
+    if (cache->in_use)
+        counts.reading_seconds += q3_now() - cache->in_use_since;
     pthread_mutex_unlock(&cache->lock);
     return counts;
 }
@@ -603,6 +628,7 @@ static void ask(visiting *v)
     }
     cache->asked = v->asked;
     cache->holding = false;
+    note_use(cache);
     if (v->asked > before || find_work(cache))
         pthread_cond_broadcast(&cache->work);
     pthread_mutex_unlock(&cache->lock);
@@ -696,6 +722,7 @@ static void end_visit(visiting *v)
     q3_expert_cache *cache = v->cache;
     pthread_mutex_lock(&cache->lock);
     cache->asked = 0;
+    note_use(cache);
     for (unsigned i = 0; i < cache->ahead_count; i++) {
         ahead_load *ahead = &cache->ahead[i];
         if (ahead->used && ahead->asked_for)
@@ -704,6 +731,28 @@ static void end_visit(visiting *v)
             drop_ahead(cache, ahead);
     }
     pthread_mutex_unlock(&cache->lock);
+}
+
+static bool record_misses(const visiting *v, q3_error *err)
+{
+    q3_misses *to = v->cache->record;
+    if (!to || v->missing == 0)
+        return true;
+    if (to->room - to->count < v->missing) {
+        const size_t room = 2 * to->room + v->missing;
+        q3_miss *list = q3_alloc(room, sizeof *list, err);
+        if (!list)
+            return false;
+        if (to->count)
+            memcpy(list, to->list, to->count * sizeof *list);
+        free(to->list);
+        to->list = list;
+        to->room = room;
+    }
+    for (uint32_t i = 0; i < v->missing; i++)
+        to->list[to->count++] =
+            (q3_miss){.layer = v->layer, .expert = v->cache->missing[i], .first = i == 0};
+    return true;
 }
 
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
@@ -719,6 +768,11 @@ bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_
             add_to_group(&v, resident, ++cache->uses);
         else
             cache->missing[v.missing++] = experts[i];
+    }
+    if (!record_misses(&v, err)) {
+        for (uint32_t i = 0; i < v.in_group; i++)
+            cache->group_slots[i]->busy = false;
+        return false;
     }
     v.first_use = cache->uses + 1;
     cache->uses += v.missing;
@@ -745,4 +799,75 @@ void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *re
     for (uint32_t i = 0; i < set->count; i++)
         if (set->slots[i].expert.number != EMPTY)
             resident[set->slots[i].expert.number] = true;
+}
+
+// ---- reading again ----
+
+void q3_expert_cache_record(q3_expert_cache *cache, q3_misses *misses)
+{
+    cache->record = misses;
+}
+
+static void empty_slots(layer_set *set)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        set->slots[i].expert.number = EMPTY;
+}
+
+static void set_only_reads(q3_expert_cache *cache, bool only_reads)
+{
+    pthread_mutex_lock(&cache->lock);
+    cache->only_reads = only_reads;
+    pthread_mutex_unlock(&cache->lock);
+}
+
+static void drop_all_ahead(q3_expert_cache *cache)
+{
+    pthread_mutex_lock(&cache->lock);
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        if (cache->ahead[i].used)
+            drop_ahead(cache, &cache->ahead[i]);
+    while (cache->reading)
+        pthread_cond_wait(&cache->arrival, &cache->lock);
+    pthread_mutex_unlock(&cache->lock);
+}
+
+static bool visit_nothing(void *context, const q3_expert *group, uint32_t count, q3_error *err)
+{
+    (void)context;
+    (void)group;
+    (void)count;
+    return q3_check_interrupt(err);
+}
+
+bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses,
+                            q3_expert_counts *counts, q3_error *err)
+{
+    drop_all_ahead(cache);
+    cache->record = NULL;
+    const q3_expert_counts before = q3_expert_cache_counts(cache);
+    uint32_t *experts = q3_alloc(cache->model->config->num_experts, sizeof *experts, err);
+    bool ok = experts != NULL;
+    set_only_reads(cache, true);
+    for (size_t i = 0; ok && i < misses->count;) {
+        const uint32_t layer = misses->list[i].layer;
+        uint32_t count = 0;
+        do
+            experts[count++] = misses->list[i++].expert;
+        while (i < misses->count && !misses->list[i].first);
+        empty_slots(&cache->layers[layer]);
+        ok = q3_expert_cache_visit(cache, layer, experts, count, visit_nothing, NULL, err);
+    }
+    set_only_reads(cache, false);
+    free(experts);
+    for (uint32_t i = 0; i < cache->model->config->num_hidden_layers; i++)
+        empty_slots(&cache->layers[i]);
+    const q3_expert_counts after = q3_expert_cache_counts(cache);
+    *counts = (q3_expert_counts){
+        .misses = after.misses - before.misses,
+        .bytes_read = after.bytes_read - before.bytes_read,
+        .delivered = after.delivered - before.delivered,
+        .reading_seconds = after.reading_seconds - before.reading_seconds,
+    };
+    return ok;
 }

@@ -22,6 +22,7 @@
 #ifndef Q3_RUNTIME_EXPERT_CACHE_H
 #define Q3_RUNTIME_EXPERT_CACHE_H
 
+#include "misses.h"
 #include "model.h"
 
 typedef struct q3_expert_cache q3_expert_cache;
@@ -29,7 +30,8 @@ typedef struct q3_expert_cache q3_expert_cache;
 typedef struct q3_expert_counts {
     uint64_t hits, misses;  // experts that a batch needed in a layer: resident, or read
     uint64_t bytes_read;    // from the pack files, for the misses
-    double reading_seconds; // in which at least one reader was at work
+    uint64_t delivered;     // bytes that the readers got, for misses or not
+    double reading_seconds; // in which there was something asked for to read, or a reader at work
     double waiting_seconds; // in which there was nothing to compute
     // Experts that were read ahead, or in part; of these, those that were then asked for; and the
     // bytes that were read for the others, which are not in bytes_read.
@@ -79,6 +81,16 @@ void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32
                             uint32_t count, bool after_visit);
 
 q3_expert_counts q3_expert_cache_counts(q3_expert_cache *cache);
+
+// From now on, adds what visits miss to the list; NULL ends that.
+void q3_expert_cache_record(q3_expert_cache *cache, q3_misses *misses);
+
+// Reads these experts again to the slots, by the same readers in the same pieces: what a layer
+// needed at once together, the next when all that is there. Nothing is checked, decoded, read
+// ahead, or computed. *counts is what that took; what is decoded as it is read has no pieces, and
+// delivers nothing here. Afterwards all slots are empty, and nothing is recorded.
+bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses,
+                            q3_expert_counts *counts, q3_error *err);
 
 // Marks the experts of a layer that are in memory: resident[expert].
 void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *resident);

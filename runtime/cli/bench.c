@@ -21,6 +21,8 @@ typedef struct series {
     uint64_t *bytes, *misses;
     size_t count;
     q3_engine_statistics sums; // of all measurements: what is said of reading experts
+    q3_misses last;            // experts that the last measurement read
+    double alone;              // bytes a second that the disk gives for these reads alone, or 0
 } series;
 
 static bool make_series(series *s, const char *name, uint64_t tokens, q3_error *err)
@@ -37,6 +39,7 @@ static void free_series(series *s)
     free(s->seconds);
     free(s->bytes);
     free(s->misses);
+    free(s->last.list);
 }
 
 // A small generator (splitmix64): the same ids for the same seed everywhere.
@@ -65,8 +68,10 @@ static void draw_ids(bench *b, uint64_t count, uint64_t *state)
 
 // Feeds tokens in pieces and adds the measurement to the series; the first run of all is not
 // counted.
-static bool measure(bench *b, series *s, uint64_t piece, bool counts, q3_error *err)
+static bool measure(bench *b, series *s, uint64_t piece, uint64_t run, q3_error *err)
 {
+    const bool counts = run > 0, last = run == q3_options.repetitions;
+    q3_engine_record(b->loaded.engine, last ? &s->last : NULL);
     const q3_engine_statistics before = q3_engine_count(b->loaded.engine);
     const double started = q3_now();
     for (uint64_t i = 0; i < s->tokens; i += piece)
@@ -80,6 +85,7 @@ static bool measure(bench *b, series *s, uint64_t piece, bool counts, q3_error *
         s->misses[s->count] = after.expert_misses - before.expert_misses;
         s->sums.expert_bytes += after.expert_bytes - before.expert_bytes;
         s->sums.unused_bytes += after.unused_bytes - before.unused_bytes;
+        s->sums.delivered_bytes += after.delivered_bytes - before.delivered_bytes;
         s->sums.reading_seconds += after.reading_seconds - before.reading_seconds;
         s->sums.experts_ahead += after.experts_ahead - before.experts_ahead;
         s->sums.experts_ahead_used += after.experts_ahead_used - before.experts_ahead_used;
@@ -99,17 +105,25 @@ static bool run_series(bench *b, q3_error *err)
         return false;
     for (uint64_t i = 0; i <= q3_options.repetitions; i++) {
         draw_ids(b, b->prefill.tokens, &state);
-        if (b->prefill.tokens && !measure(b, &b->prefill, b->prefill.tokens, i > 0, err))
+        if (b->prefill.tokens && !measure(b, &b->prefill, b->prefill.tokens, i, err))
             return false;
         q3_session_truncate(b->loaded.session, (uint32_t)depth);
     }
     for (uint64_t i = 0; i <= q3_options.repetitions; i++) {
         draw_ids(b, b->decode.tokens, &state);
-        if (b->decode.tokens && !measure(b, &b->decode, 1, i > 0, err))
+        if (b->decode.tokens && !measure(b, &b->decode, 1, i, err))
             return false;
         q3_session_truncate(b->loaded.session, (uint32_t)depth);
     }
     return true;
+}
+
+// What the disk gives for the same reads when nothing else is done. Reads through the page cache
+// would find there what has just been read.
+static bool read_again(bench *b, series *s, q3_error *err)
+{
+    return q3_engine_describe(b->loaded.engine)->io != Q3_IO_DIRECT ||
+           q3_engine_replay(b->loaded.engine, &s->last, &s->alone, err);
 }
 
 static int by_size(const void *a, const void *b)
@@ -125,9 +139,9 @@ typedef struct summary {
     double bytes_per_second; // gone through, on average
     double misses;           // for each token
     // Reading experts: bytes that were needed, a token and a second; the share of the time in which
-    // at least one thread was reading; experts a token that were read ahead, those that were
-    // needed then, and what was read of the others.
-    double disk_bytes, disk_rate, disk_share, ahead, ahead_used, unused_bytes;
+    // there was something to read; bytes a second of that time, needed or not; experts a token that
+    // were read ahead, those that were needed then, and what was read of the others.
+    double disk_bytes, disk_rate, disk_share, reading_rate, ahead, ahead_used, unused_bytes;
 } summary;
 
 static summary summarize(const series *s)
@@ -151,6 +165,8 @@ static summary summarize(const series *s)
     result.disk_bytes = (double)s->sums.expert_bytes / all_tokens;
     result.disk_rate = (double)s->sums.expert_bytes / seconds;
     result.disk_share = s->sums.reading_seconds / seconds;
+    if (s->sums.reading_seconds > 0)
+        result.reading_rate = (double)s->sums.delivered_bytes / s->sums.reading_seconds;
     result.ahead = (double)s->sums.experts_ahead / all_tokens;
     result.ahead_used = (double)s->sums.experts_ahead_used / all_tokens;
     result.unused_bytes = (double)s->sums.unused_bytes / all_tokens;
@@ -176,9 +192,15 @@ static void say_disk(const series *s)
     const summary r = summarize(s);
     char name[64];
     snprintf(name, sizeof name, "%s %" PRIu64, s->name, s->tokens);
-    if (r.disk_bytes > 0)
-        printf("%-14s %9.2f %9.2f %8.0f%% %9.2f %9.2f %9.2f\n", name, r.disk_bytes / 1e6,
-               r.disk_rate / 1e9, 100 * r.disk_share, r.ahead, r.ahead_used, r.unused_bytes / 1e6);
+    if (r.disk_bytes == 0)
+        return;
+    printf("%-14s %9.2f %9.2f %8.0f%% %9.2f %9.2f %9.2f\n", name, r.disk_bytes / 1e6,
+           r.disk_rate / 1e9, 100 * r.disk_share, r.ahead, r.ahead_used, r.unused_bytes / 1e6);
+    printf("%14s %.2f GB/s while reading", "", r.reading_rate / 1e9);
+    if (s->alone > 0)
+        printf(", %.0f%% of the %.2f GB/s that the same reads get alone",
+               100 * r.reading_rate / s->alone, s->alone / 1e9);
+    printf("\n");
 }
 
 static void put_series(q3_json_writer *json, const series *s)
@@ -196,6 +218,8 @@ static void put_series(q3_json_writer *json, const series *s)
     q3_json_put_double(json, "disk_bytes_per_token", r.disk_bytes);
     q3_json_put_double(json, "disk_bytes_per_second", r.disk_rate);
     q3_json_put_double(json, "disk_busy_share", r.disk_share);
+    q3_json_put_double(json, "disk_bytes_per_second_reading", r.reading_rate);
+    q3_json_put_double(json, "disk_bytes_per_second_alone", s->alone);
     q3_json_put_double(json, "experts_read_ahead_per_token", r.ahead);
     q3_json_put_double(json, "experts_read_ahead_used_per_token", r.ahead_used);
     q3_json_put_double(json, "unused_bytes_per_token", r.unused_bytes);
@@ -281,7 +305,8 @@ static bool run(bench *b, const char *pack, q3_error *err)
     const uint64_t ids = longest > o->bench_depth ? longest : o->bench_depth;
     return (b->ids = q3_alloc((size_t)ids, sizeof *b->ids, err)) &&
            make_series(&b->prefill, "prefill", o->bench_prompt, err) &&
-           make_series(&b->decode, "decode", o->bench_tokens, err) && run_series(b, err);
+           make_series(&b->decode, "decode", o->bench_tokens, err) && run_series(b, err) &&
+           read_again(b, &b->prefill, err) && read_again(b, &b->decode, err);
 }
 
 int q3_command_bench(const char *const *arguments)
