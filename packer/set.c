@@ -519,7 +519,7 @@ bool q3_set_open_image(const q3_set *set, const q3_set_file *file, bool direct, 
 }
 
 bool q3_set_parse_image(const q3_set *set, const q3_set_file *file, const uint8_t *image,
-                        q3_pack *pack, q3_error *err)
+                        uint64_t arrived, q3_pack *pack, q3_error *err)
 {
     *pack = (q3_pack){.file = {.fd = -1}};
     char *path = pack_path(set, file, err);
@@ -527,7 +527,7 @@ bool q3_set_parse_image(const q3_set *set, const q3_set_file *file, const uint8_
         return false;
     uint64_t needed;
     bool ok =
-        q3_pack_parse(path, (q3_bytes){image, (size_t)file->size}, file->size, pack, &needed, err);
+        q3_pack_parse(path, (q3_bytes){image, (size_t)arrived}, file->size, pack, &needed, err);
     if (ok && !check_pack(file, pack, err)) {
         q3_pack_close(pack);
         ok = false;

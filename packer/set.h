@@ -75,13 +75,13 @@ const q3_set_file *q3_set_find_tensor(const q3_set *set, const char *name, uint3
 bool q3_set_open_pack(const q3_set *set, const q3_set_file *file, q3_pack *pack, q3_error *err);
 
 // The same in two steps, for a caller that reads the whole file itself: opens it, of the size that
-// pack.json gives (see q3_file_open_whole for `direct`), and makes a pack of the image that was
-// read from it. That pack has no open file; closing it does not touch the image. Checked are header
-// and directory, not the frames.
+// pack.json gives (see q3_file_open_whole for `direct`), and makes a pack of the first `arrived`
+// bytes that were read from it, which must hold header and directory. That pack has no open file;
+// closing it does not touch the image. Checked are header and directory, not the frames.
 bool q3_set_open_image(const q3_set *set, const q3_set_file *file, bool direct, q3_file *source,
                        q3_error *err);
 bool q3_set_parse_image(const q3_set *set, const q3_set_file *file, const uint8_t *image,
-                        q3_pack *pack, q3_error *err);
+                        uint64_t arrived, q3_pack *pack, q3_error *err);
 
 // Path of a file inside the directory, to free().
 char *q3_set_path(const q3_set *set, const char *name, q3_error *err);

@@ -30,8 +30,7 @@ typedef struct layer_set {
 typedef enum load_state {
     LOAD_NEW,     // nobody has begun
     LOAD_OPENING, // a reader opens its file
-    LOAD_READING, // pieces of the file are handed out to readers
-    LOAD_TAKING,  // the last reader checks it
+    LOAD_READING, // pieces of the file are handed out to readers, what has arrived is taken
     LOAD_DONE,
     LOAD_FAILED,
 } load_state;
@@ -46,6 +45,9 @@ typedef struct expert_load {
     q3_file file;
     uint64_t image; // where in the memory it is read to
     uint64_t given; // bytes of the file that were handed out
+    uint64_t taken; // of its first bytes, those that were there when they were last taken
+    bool in_taking; // a thread is at it
+    q3_taking *taking;
     q3_expert result;
     q3_error error;
     // Of a visit:
@@ -64,9 +66,15 @@ typedef struct ahead_load {
     uint32_t rank; // the likeliest first
 } ahead_load;
 
-// A reader reads so much at a time. Large enough for the disk's full rate with one reader; a read
-// that is asked for waits for no more than one such piece of one that is not.
+// A reader reads at most so much at a time. Large enough for the disk's full rate with one reader;
+// a read that is asked for waits for no more than one such piece of one that is not.
 enum { PIECE_BYTES = 2 << 20 };
+
+// What a thread is reading of a load: from there on.
+typedef struct piece {
+    const expert_load *load;
+    uint64_t offset;
+} piece;
 
 struct q3_expert_cache {
     const q3_model *model;
@@ -86,6 +94,7 @@ struct q3_expert_cache {
 
     pthread_t *threads;
     q3_frame_reader *frame_readers;
+    piece *pieces;    // under the lock
     q3_region blocks; // the memory of theirs
     unsigned threads_wanted, thread_count, started;
     pthread_mutex_t lock;
@@ -114,21 +123,45 @@ static bool has_work(const expert_load *load, load_state state)
            (state == LOAD_NEW || load->given < load->file.size);
 }
 
-// What a reader does next: what is asked for before what is expected, what is begun before what is
-// not, so that each is there as soon as it can be. Called with the lock held, like all below.
-static expert_load *find_work(q3_expert_cache *cache)
+// So many of the file's first bytes are there.
+static uint64_t arrived(const q3_expert_cache *cache, const expert_load *load)
+{
+    uint64_t first = load->given;
+    for (unsigned i = 0; i < cache->threads_wanted; i++)
+        if (cache->pieces[i].load == load && cache->pieces[i].offset < first)
+            first = cache->pieces[i].offset;
+    return first;
+}
+
+static bool can_take(const q3_expert_cache *cache, const expert_load *load)
+{
+    return load->state == LOAD_READING && !load->dropped && !load->failed && !load->in_taking &&
+           arrived(cache, load) > load->taken;
+}
+
+// What a thread does next. What is asked for comes before what is expected, and reading before
+// taking, so that the disk has something to do. Called with the lock held, like all below.
+static expert_load *find_asked(const q3_expert_cache *cache, bool *reads)
 {
     static const load_state order[] = {LOAD_READING, LOAD_NEW};
-    if (cache->reading == cache->readers)
-        return NULL;
-    for (size_t i = 0; i < sizeof order / sizeof *order; i++)
+    *reads = cache->reading < cache->readers;
+    // What is begun before what is not, so that each is there as soon as it can be.
+    for (size_t i = 0; *reads && i < sizeof order / sizeof *order; i++)
         for (uint32_t j = 0; j < cache->asked; j++)
             if (has_work(cache->wanted[j], order[i]))
                 return cache->wanted[j];
-    if (cache->reading_ahead || cache->holding)
-        return NULL;
+    *reads = false;
+    for (uint32_t i = 0; i < cache->asked; i++)
+        if (can_take(cache, cache->wanted[i]))
+            return cache->wanted[i];
+    return NULL;
+}
+
+static expert_load *find_expected(q3_expert_cache *cache, bool *reads)
+{
     ahead_load *first = NULL;
-    for (unsigned i = 0; i < cache->ahead_count; i++) {
+    *reads = cache->reading < cache->readers && !cache->reading_ahead && !cache->holding;
+    for (unsigned i = 0; *reads && i < cache->ahead_count; i++) {
         ahead_load *other = &cache->ahead[i];
         const bool begun = has_work(&other->load, LOAD_READING);
         if (!other->used || other->asked_for || (!begun && !has_work(&other->load, LOAD_NEW)))
@@ -138,7 +171,19 @@ static expert_load *find_work(q3_expert_cache *cache)
         if (!first || other->rank < first->rank)
             first = other;
     }
-    return first ? &first->load : NULL;
+    if (first)
+        return &first->load;
+    *reads = false;
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        if (cache->ahead[i].used && can_take(cache, &cache->ahead[i].load))
+            return &cache->ahead[i].load;
+    return NULL;
+}
+
+static expert_load *find_work(q3_expert_cache *cache, bool *reads)
+{
+    expert_load *load = find_asked(cache, reads);
+    return load ? load : find_expected(cache, reads);
 }
 
 static bool is_ahead(const q3_expert_cache *cache, const expert_load *load)
@@ -185,13 +230,21 @@ static void fail_load(expert_load *load, const q3_error *error)
     load->failed = true;
 }
 
+static void close_load(expert_load *load)
+{
+    q3_file_close(&load->file);
+    q3_taking_destroy(load->taking);
+    load->taking = NULL;
+}
+
 static void open_load(q3_expert_cache *cache, expert_load *load)
 {
     q3_error error;
     load->state = LOAD_OPENING;
     pthread_mutex_unlock(&cache->lock);
-    const bool ok = q3_model_open_expert(cache->model, load->layer, load->expert, cache->direct,
-                                         &load->file, &load->image, &error);
+    const bool ok =
+        q3_model_open_expert(cache->model, load->layer, load->expert, cache->direct, load->memory,
+                             &load->file, &load->image, &load->taking, &error);
     pthread_mutex_lock(&cache->lock);
     load->state = LOAD_READING;
     if (!ok)
@@ -201,79 +254,101 @@ static void open_load(q3_expert_cache *cache, expert_load *load)
         pthread_cond_broadcast(&cache->work);
 }
 
-static void read_piece(q3_expert_cache *cache, expert_load *load)
+// Pieces of a file are all as long, but for the last.
+static size_t piece_bytes(uint64_t file_bytes)
+{
+    const uint64_t count = (file_bytes - 1) / PIECE_BYTES + 1, bytes = (file_bytes - 1) / count + 1;
+    return (size_t)(bytes + Q3_DIRECT_ALIGNMENT - 1) / Q3_DIRECT_ALIGNMENT * Q3_DIRECT_ALIGNMENT;
+}
+
+static void read_piece(q3_expert_cache *cache, expert_load *load, piece *under_way)
 {
     q3_error error;
     const uint64_t offset = load->given, rest = load->file.size - offset;
-    const size_t size = rest < PIECE_BYTES ? (size_t)rest : PIECE_BYTES;
+    const size_t most = piece_bytes(load->file.size), size = rest < most ? (size_t)rest : most;
     load->given += size;
+    *under_way = (piece){.load = load, .offset = offset};
     pthread_mutex_unlock(&cache->lock);
     const bool ok =
         q3_file_read_piece(&load->file, offset, load->memory + load->image + offset, size, &error);
     pthread_mutex_lock(&cache->lock);
+    *under_way = (piece){0};
     if (ok)
         cache->counts.delivered += size;
     else
         fail_load(load, &error);
 }
 
-// The last reader of a load ends it.
+// Takes what has arrived.
 static void take_load(q3_expert_cache *cache, expert_load *load, q3_frame_reader *reader)
 {
     q3_error error;
-    bool ok = !load->failed && !load->dropped;
-    const bool take = ok && !cache->only_reads, decodes = load->file.size == 0;
-    load->state = LOAD_TAKING;
+    const bool decodes = load->file.size == 0;
+    const uint64_t size = q3_model_expert_file_bytes(cache->model, load->layer, load->expert);
+    const uint64_t bytes = decodes ? size : arrived(cache, load);
+    bool ok = true;
+    load->in_taking = true;
     load->result.number = load->expert;
-    // There may be something to read meanwhile.
-    pthread_cond_signal(&cache->work);
-    pthread_mutex_unlock(&cache->lock);
-    q3_file_close(&load->file);
-    ok = ok && (!take || q3_model_take_expert(cache->model, load->layer, load->expert, reader,
-                                              load->memory, &load->result, &error));
-    pthread_mutex_lock(&cache->lock);
-    if (take && !ok)
+    if (!cache->only_reads) {
+        pthread_mutex_unlock(&cache->lock);
+        ok = q3_model_take_expert(load->taking, bytes, reader, &load->result, &error);
+        pthread_mutex_lock(&cache->lock);
+        cache->counts.delivered += decodes && ok ? size : 0;
+    }
+    load->in_taking = false;
+    load->taken = bytes;
+    if (!ok)
         fail_load(load, &error);
-    if (take && ok && decodes)
-        cache->counts.delivered +=
-            q3_model_expert_file_bytes(cache->model, load->layer, load->expert);
-    load->state = ok ? LOAD_DONE : LOAD_FAILED;
+    else if (bytes == size)
+        load->state = LOAD_DONE;
 }
 
-static void work_on(q3_expert_cache *cache, expert_load *load, q3_frame_reader *reader)
+static void read_load(q3_expert_cache *cache, expert_load *load, unsigned thread)
 {
     const bool ahead = is_ahead(cache, load);
-    load->busy++;
     begin_reading(cache, ahead);
     if (load->state == LOAD_NEW)
         open_load(cache, load);
     if (has_work(load, LOAD_READING))
-        read_piece(cache, load);
-    // What is not read here but decoded reads in the last step.
-    const bool reads = load->file.size == 0 && !load->failed && !load->dropped;
-    if (!reads)
-        end_reading(cache, ahead);
-    if (load->busy == 1 && !has_work(load, LOAD_READING))
-        take_load(cache, load, reader);
+        read_piece(cache, load, &cache->pieces[thread]);
+    else if (load->file.size == 0 && !load->failed && !load->dropped)
+        take_load(cache, load, &cache->frame_readers[thread]);
+    end_reading(cache, ahead);
+    // This thread may have another piece to read.
+    if (can_take(cache, load))
+        pthread_cond_signal(&cache->work);
+}
+
+static void work_on(q3_expert_cache *cache, expert_load *load, bool reads, unsigned thread)
+{
+    load->busy++;
     if (reads)
-        end_reading(cache, ahead);
+        read_load(cache, load, thread);
+    else
+        take_load(cache, load, &cache->frame_readers[thread]);
     if (--load->busy)
         return;
-    pthread_cond_signal(&cache->arrival);
+    if (load->failed)
+        load->state = LOAD_FAILED;
+    if (load->state < LOAD_DONE && !load->dropped)
+        return;
+    close_load(load);
     for (unsigned i = 0; i < cache->ahead_count; i++)
         if (load == &cache->ahead[i].load && load->dropped && !cache->ahead[i].asked_for)
             cache->ahead[i].used = false;
+    pthread_cond_signal(&cache->arrival);
 }
 
 static void *run_reader(void *argument)
 {
     q3_expert_cache *cache = argument;
     pthread_mutex_lock(&cache->lock);
-    q3_frame_reader *reader = &cache->frame_readers[cache->started++];
+    const unsigned thread = cache->started++;
     while (!cache->closing) {
-        expert_load *load = find_work(cache);
+        bool reads;
+        expert_load *load = find_work(cache, &reads);
         if (load)
-            work_on(cache, load, reader);
+            work_on(cache, load, reads, thread);
         else
             pthread_cond_wait(&cache->work, &cache->lock);
     }
@@ -293,7 +368,9 @@ static bool start_readers(q3_expert_cache *cache, unsigned readers, q3_error *er
     cache->threads = q3_alloc_zeroed(count, sizeof *cache->threads, err);
     cache->frame_readers =
         cache->threads ? q3_alloc_zeroed(count, sizeof *cache->frame_readers, err) : NULL;
-    if (!cache->frame_readers)
+    cache->pieces =
+        cache->frame_readers ? q3_alloc_zeroed(count, sizeof *cache->pieces, err) : NULL;
+    if (!cache->pieces)
         return false;
     const uint64_t block = q3_model_block_bytes(cache->model);
     if (block &&
@@ -330,13 +407,14 @@ static void stop_readers(q3_expert_cache *cache)
     for (unsigned i = 0; i < cache->thread_count; i++)
         pthread_join(cache->threads[i], NULL);
     for (unsigned i = 0; i < cache->ahead_count; i++)
-        q3_file_close(&cache->ahead[i].load.file);
+        close_load(&cache->ahead[i].load);
     for (unsigned i = 0; cache->frame_readers && i < cache->threads_wanted; i++) {
         q3_coder_destroy(cache->frame_readers[i].coder);
         free(cache->frame_readers[i].stored);
     }
     q3_region_destroy(&cache->blocks);
     free(cache->frame_readers);
+    free(cache->pieces);
     free(cache->threads);
 }
 
@@ -514,7 +592,7 @@ static void drop_ahead(q3_expert_cache *cache, ahead_load *ahead)
     load->dropped = true;
     if (load->busy)
         return;
-    q3_file_close(&load->file);
+    close_load(load);
     ahead->used = false;
 }
 
@@ -537,6 +615,7 @@ void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32
                             uint32_t count, bool after_visit)
 {
     const layer_set *set = &cache->layers[layer];
+    bool reads;
     pthread_mutex_lock(&cache->lock);
     cache->holding = after_visit;
     for (unsigned i = 0; i < cache->ahead_count; i++) {
@@ -561,7 +640,7 @@ void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32
         ahead->load = (expert_load){
             .layer = layer, .expert = experts[i], .memory = ahead->memory, .file = {.fd = -1}};
     }
-    if (find_work(cache))
+    if (find_work(cache, &reads))
         pthread_cond_signal(&cache->work);
     pthread_mutex_unlock(&cache->lock);
 }
@@ -629,7 +708,8 @@ static void ask(visiting *v)
     cache->asked = v->asked;
     cache->holding = false;
     note_use(cache);
-    if (v->asked > before || find_work(cache))
+    bool reads;
+    if (v->asked > before || find_work(cache, &reads))
         pthread_cond_broadcast(&cache->work);
     pthread_mutex_unlock(&cache->lock);
 }
@@ -702,7 +782,7 @@ static void give_up(visiting *v, q3_error *err)
         expert_load *load = cache->wanted[i];
         while (load->busy)
             pthread_cond_wait(&cache->arrival, &cache->lock);
-        q3_file_close(&load->file);
+        close_load(load);
         if (load->collected)
             continue;
         load->to->busy = false;
@@ -827,8 +907,9 @@ static void drop_all_ahead(q3_expert_cache *cache)
     for (unsigned i = 0; i < cache->ahead_count; i++)
         if (cache->ahead[i].used)
             drop_ahead(cache, &cache->ahead[i]);
-    while (cache->reading)
-        pthread_cond_wait(&cache->arrival, &cache->lock);
+    for (unsigned i = 0; i < cache->ahead_count; i++)
+        while (cache->ahead[i].used)
+            pthread_cond_wait(&cache->arrival, &cache->lock);
     pthread_mutex_unlock(&cache->lock);
 }
 

@@ -704,54 +704,6 @@ static void *take(uint8_t **memory, uint64_t bytes)
     return part;
 }
 
-// One matrix of an expert whose file lies in memory.
-static bool find_in_image(const placement *to, const q3_pack *pack, const uint8_t *image,
-                          uint8_t **memory, q3_matrix *matrix, q3_error *err)
-{
-    q3_block *blocks = take(memory, to->blocks * sizeof *blocks);
-    for (uint32_t i = 0; i < to->blocks; i++) {
-        const q3_frame *frame = &pack->frames[to->tensor->first_frame + i];
-        blocks[i] = block_of(frame, image + frame->offset);
-        if (!q3_pack_check_image(pack, to->tensor, i, image, err) ||
-            !check_block(pack, to->tensor, i, &blocks[i], err))
-            return false;
-    }
-    *matrix = matrix_of(to, blocks);
-    return true;
-}
-
-// All of them from an image of the file at the end of their memory; see shortening_bytes.
-static bool shorten_expert(const q3_bf12_kernels *kernels, const expert_placement *to,
-                           const q3_pack *pack, const uint8_t *image, q3_frame_reader *reader,
-                           uint8_t *memory, q3_expert *expert, q3_error *err)
-{
-    const placement *sorted[PARTS];
-    in_order(to, pack, sorted);
-    q3_block *blocks[PARTS];
-    for (size_t i = 0; i < PARTS; i++)
-        blocks[i] = take(&memory, sorted[i]->blocks * sizeof **blocks);
-    for (size_t i = 0; i < PARTS; i++) {
-        const q3_pack_tensor *tensor = sorted[i]->tensor;
-        for (uint32_t j = 0; j < sorted[i]->blocks; j++) {
-            const q3_frame *frame = frame_of(sorted[i], pack, j);
-            const uint8_t *stored = image + frame->offset;
-            q3_error reason;
-            if (!q3_pack_check_image(pack, tensor, j, image, err))
-                return false;
-            if (!q3_codec_decode(reader->coder, frame->codec, stored, (size_t)frame->stored_bytes,
-                                 reader->block, (size_t)frame->raw_bytes, &reason) ||
-                !shorten(kernels, sorted[i], frame, stored, reader->block,
-                         take(&memory, room_for(sorted[i], frame)), &blocks[i][j], &reason))
-                return fail_frame(pack, tensor, j, &reason, err);
-        }
-        q3_matrix *matrix = sorted[i] == &to->gate ? &expert->gate
-                            : sorted[i] == &to->up ? &expert->up
-                                                   : &expert->down;
-        *matrix = matrix_of(sorted[i], blocks[i]);
-    }
-    return true;
-}
-
 // One that is decoded.
 static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_reader *reader,
                           uint8_t **memory, q3_matrix *matrix, q3_error *err)
@@ -777,46 +729,136 @@ static uint64_t image_at(const q3_model *model, const q3_set_file *file)
                : 0;
 }
 
-bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
-                          q3_file *file, uint64_t *image, q3_error *err)
-{
-    const q3_set_file *listed = find_expert(model, layer, expert);
-    *file = (q3_file){.fd = -1};
-    *image = image_at(model, listed);
-    return model->file_reading[model->form][index_of(model, listed)] == Q3_READING_DECODES ||
-           q3_set_open_image(&model->set, listed, direct, file, err);
-}
+// ---- taking an expert, while it is read ----
 
-bool q3_model_take_expert(const q3_model *model, uint32_t layer, uint32_t expert,
-                          q3_frame_reader *reader, uint8_t *memory, q3_expert *result,
+struct q3_taking {
+    const q3_model *model;
+    const q3_set_file *file;
+    uint8_t *next; // of the expert's memory, what is not given out
+    const uint8_t *image;
+    q3_reading reading;
+    bool parsed; // all that follows is there
+    q3_pack pack;
+    expert_placement to;
+    const placement *sorted[PARTS];
+    q3_block *blocks[PARTS]; // as sorted
+    uint32_t part, block;    // the next
+};
+
+bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
+                          uint8_t *memory, q3_file *file, uint64_t *image, q3_taking **result,
                           q3_error *err)
 {
-    const q3_set_file *file = find_expert(model, layer, expert);
-    const size_t index = index_of(model, file);
-    const q3_reading reading = model->file_reading[model->form][index];
-    const uint8_t *image = memory + image_at(model, file);
-    q3_pack pack;
-    if (!(reading == Q3_READING_DECODES ? q3_model_open_part(model, &file->place, &pack, err)
-                                        : q3_set_parse_image(&model->set, file, image, &pack, err)))
+    *file = (q3_file){.fd = -1};
+    q3_taking *t = *result = q3_alloc_zeroed(1, sizeof *t, err);
+    if (!t)
         return false;
-    expert_placement to;
-    bool ok = place_expert(model->config, model->form, &file->place, &pack, &to, err);
+    t->model = model;
+    t->file = find_expert(model, layer, expert);
+    t->reading = model->file_reading[model->form][index_of(model, t->file)];
+    t->pack.file.fd = -1;
+    *image = image_at(model, t->file);
+    t->next = memory;
+    t->image = memory + *image;
+    return t->reading == Q3_READING_DECODES ||
+           q3_set_open_image(&model->set, t->file, direct, file, err);
+}
+
+void q3_taking_destroy(q3_taking *taking)
+{
+    if (!taking)
+        return;
+    q3_pack_close(&taking->pack);
+    free(taking);
+}
+
+// Reads header and directory, and finds the places of the blocks. What fails with the first bytes
+// of a file is tried again with more: they may be too few.
+static bool parse_expert(q3_taking *t, uint64_t arrived, q3_error *err)
+{
+    const q3_model *model = t->model;
+    const q3_set_file *file = t->file;
+    if (!(t->reading == Q3_READING_DECODES
+              ? q3_model_open_part(model, &file->place, &t->pack, err)
+              : q3_set_parse_image(&model->set, file, t->image, arrived, &t->pack, err)))
+        return arrived < file->size;
+    if (!place_expert(model->config, model->form, &file->place, &t->pack, &t->to, err))
+        return false;
     // The file may have been replaced since it was measured.
-    ok = ok &&
-         ((to.reading == reading && to.bytes == model->file_bytes[model->form][index]) ||
-          q3_fail(err, Q3_MALFORMED, "%s: has changed since the pack was opened", pack.file.path));
-    if (ok && reading == Q3_READING_SHORTENS)
-        ok = shorten_expert(model->kernels->bf12, &to, &pack, image, reader, memory, result, err);
-    uint8_t *next = memory + (reading == Q3_READING_KEEPS ? q3_region_part(pack.size, 1) : 0);
-    const placement *parts[PARTS] = {&to.gate, &to.up, &to.down};
-    q3_matrix *matrices[PARTS] = {&result->gate, &result->up, &result->down};
-    for (size_t i = 0; ok && reading != Q3_READING_SHORTENS && i < PARTS; i++)
-        ok = reading == Q3_READING_KEEPS
-                 ? find_in_image(parts[i], &pack, memory, &next, matrices[i], err)
-                 : decode_matrix(parts[i], &pack, reader, &next, matrices[i], err);
-    q3_pack_close(&pack);
-    result->number = expert;
-    return ok;
+    if (t->to.reading != t->reading ||
+        t->to.bytes != model->file_bytes[model->form][index_of(model, file)])
+        return q3_fail(err, Q3_MALFORMED, "%s: has changed since the pack was opened",
+                       t->pack.file.path);
+    in_order(&t->to, &t->pack, t->sorted);
+    if (t->reading == Q3_READING_KEEPS)
+        take(&t->next, t->pack.size);
+    for (size_t i = 0; t->reading != Q3_READING_DECODES && i < PARTS; i++)
+        t->blocks[i] = take(&t->next, t->sorted[i]->blocks * sizeof **t->blocks);
+    t->parsed = true;
+    return true;
+}
+
+// The first byte that no block may reach yet when the next one is made, see shortening_bytes.
+static uint64_t first_unread(const q3_taking *t)
+{
+    const placement *to = t->sorted[t->part];
+    if (t->block + 1 < to->blocks)
+        return frame_of(to, &t->pack, t->block + 1)->offset;
+    return t->part + 1 < PARTS ? frame_of(t->sorted[t->part + 1], &t->pack, 0)->offset
+                               : t->pack.size;
+}
+
+// Checks the next frame of an expert's image and makes a block of it. Blocks are made in the
+// frames' order, see shortening_bytes.
+static bool take_block(q3_taking *t, q3_frame_reader *reader, q3_error *err)
+{
+    const placement *to = t->sorted[t->part];
+    const q3_frame *frame = frame_of(to, &t->pack, t->block);
+    const uint8_t *stored = t->image + frame->offset;
+    q3_block *block = &t->blocks[t->part][t->block];
+    q3_error reason;
+    if (!q3_pack_check_image(&t->pack, to->tensor, t->block, t->image, err))
+        return false;
+    if (t->reading == Q3_READING_KEEPS) {
+        *block = block_of(frame, stored);
+        return check_block(&t->pack, to->tensor, t->block, block, err);
+    }
+    return (q3_codec_decode(reader->coder, frame->codec, stored, frame->stored_bytes, reader->block,
+                            frame->raw_bytes, &reason) &&
+            shorten(t->model->kernels->bf12, to, frame, stored, reader->block,
+                    take(&t->next, room_for(to, frame)), block, &reason)) ||
+           fail_frame(&t->pack, to->tensor, t->block, &reason, err);
+}
+
+static q3_matrix *matrix_for(const q3_taking *t, const placement *to, q3_expert *expert)
+{
+    return to == &t->to.gate ? &expert->gate : to == &t->to.up ? &expert->up : &expert->down;
+}
+
+bool q3_model_take_expert(q3_taking *t, uint64_t arrived, q3_frame_reader *reader,
+                          q3_expert *result, q3_error *err)
+{
+    result->number = t->file->place.expert;
+    if (!t->parsed && !parse_expert(t, arrived, err))
+        return false;
+    for (; t->parsed && t->part < PARTS; t->part++, t->block = 0) {
+        const placement *to = t->sorted[t->part];
+        q3_matrix *matrix = matrix_for(t, to, result);
+        if (t->reading == Q3_READING_DECODES) {
+            if (!decode_matrix(to, &t->pack, reader, &t->next, matrix, err))
+                return false;
+            continue;
+        }
+        // What is still to arrive must not be written over a block, either: not even padding.
+        for (; t->block < to->blocks; t->block++) {
+            if (first_unread(t) > arrived)
+                return true;
+            if (!take_block(t, reader, err))
+                return false;
+        }
+        *matrix = matrix_of(to, t->blocks[t->part]);
+    }
+    return true;
 }
 
 void q3_model_diagnose(const q3_model *model, const q3_place *place, q3_frame_reader *reader,
