@@ -66,9 +66,10 @@ typedef struct ahead_load {
     uint32_t rank; // the likeliest first
 } ahead_load;
 
-// A reader reads at most so much at a time. Large enough for the disk's full rate with one reader;
-// a read that is asked for waits for no more than one such piece of one that is not.
-enum { PIECE_BYTES = 2 << 20 };
+// A reader reads at most so much at a time. Large enough for nearly the disk's full rate. A read
+// that is asked for waits for no more than one such piece of one that is not; and what is left to
+// be taken when all of an expert is there is one piece.
+enum { PIECE_BYTES = 1 << 20 };
 
 // What a thread is reading of a load: from there on.
 typedef struct piece {

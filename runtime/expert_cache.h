@@ -47,8 +47,8 @@ typedef struct q3_expert_cache_options {
                       // that of the largest slot
 } q3_expert_cache_options;
 
-// Threads that so many readers take: one more checks what they have read. And the memory that these
-// threads want beside the slots.
+// Threads that so many readers take: one more takes what they have read (q3_model_take_expert). And
+// the memory that these threads want beside the slots.
 static inline unsigned q3_expert_threads(unsigned readers)
 {
     return readers + 1;
