@@ -258,6 +258,46 @@ bool q3_opened_probe_disk(const q3_opened *opened, double seconds, q3_disk_probe
     return ok;
 }
 
+static bool time_taking(const q3_opened *opened, const q3_place *place, uint8_t *memory,
+                        double *seconds, q3_error *err)
+{
+    q3_file file;
+    uint64_t image;
+    q3_taking *taking;
+    q3_expert expert;
+    const q3_model *model = &opened->model;
+    bool ok = q3_model_open_expert(model, place->layer, place->expert, false, memory, &file, &image,
+                                   &taking, err) &&
+              q3_file_read_piece(&file, 0, memory + image, (size_t)file.size, err);
+    const double started = q3_now();
+    ok = ok && q3_model_take_expert(taking,
+                                    q3_model_expert_file_bytes(model, place->layer, place->expert),
+                                    &opened->team.readers[0], &expert, err);
+    *seconds = q3_now() - started;
+    q3_taking_destroy(taking);
+    q3_file_close(&file);
+    return ok;
+}
+
+bool q3_opened_probe_taking(const q3_opened *opened, double *seconds, q3_error *err)
+{
+    const q3_set *set = &opened->model.set;
+    size_t at = 0;
+    // Each layer has one.
+    while (!is_allowed(opened, &set->files[at]))
+        at++;
+    const q3_place *place = &set->files[at].place;
+    q3_region region;
+    if (!q3_region_create(q3_model_expert_bytes(&opened->model, place->layer, place->expert),
+                          &region, err))
+        return false;
+    // The second time the memory is there.
+    const bool ok = time_taking(opened, place, region.data, seconds, err) &&
+                    time_taking(opened, place, region.data, seconds, err);
+    q3_region_destroy(&region);
+    return ok;
+}
+
 q3_io_choice q3_opened_choose_io(const q3_opened *opened, const q3_engine_options *options,
                                  const q3_disk_probe *probe)
 {

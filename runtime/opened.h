@@ -40,6 +40,10 @@ uint64_t q3_opened_expert_files(const q3_opened *opened, uint64_t *count);
 bool q3_opened_probe_disk(const q3_opened *opened, double seconds, q3_disk_probe *probe,
                           q3_error *err);
 
+// Seconds that a thread needs to check and unpack an expert that was read, by the first one that
+// may be chosen.
+bool q3_opened_probe_taking(const q3_opened *opened, double *seconds, q3_error *err);
+
 // What a probe says about how experts are best read, with what the options leave open. The page
 // cache is expected to have what memory is available beyond the budget.
 q3_io_choice q3_opened_choose_io(const q3_opened *opened, const q3_engine_options *options,

@@ -33,6 +33,9 @@ q3_plan_speed q3_plan_for(const q3_plan_costs *costs, double hit_rate)
         .memory_rate = costs->memory_speed / costs->memory_bytes,
     };
     speed.disk_rate = speed.disk_bytes > 0 ? costs->disk_speed / speed.disk_bytes : INFINITY;
-    speed.rate = speed.memory_rate < speed.disk_rate ? speed.memory_rate : speed.disk_rate;
+    speed.rate = speed.memory_rate;
+    if (speed.disk_bytes > 0)
+        speed.rate = 1 / (1 / speed.memory_rate + 1 / speed.disk_rate +
+                          costs->experts * (1 - hit_rate) * costs->taking_seconds);
     return speed;
 }

@@ -42,8 +42,10 @@ static bool probe(planning *p, const q3_engine_options *options, q3_error *err)
     q3_disk_probe disk;
     if (!q3_probe_memory(p->opened.team.workers, Q3_PROBE_MEMORY_BYTES, memory_seconds, &memory,
                          err) ||
-        !q3_opened_probe_disk(&p->opened, disk_seconds, &disk, err))
+        !q3_opened_probe_disk(&p->opened, disk_seconds, &disk, err) ||
+        !q3_opened_probe_taking(&p->opened, &p->costs.taking_seconds, err))
         return false;
+    p->costs.taking_seconds /= p->opened.team.count;
     p->io = (q3_io_choice){
         .mode = options->io == Q3_IO_AUTO ? Q3_IO_BUFFERED : options->io,
         .readers = options->readers ? options->readers : Q3_READERS_DEFAULT,
@@ -157,6 +159,7 @@ static void print_plan(const planning *p)
     printf("the %s %s/s. Experts are read %s by %u.\n", p->disk_cached ? "page cache" : "disk",
            q3_human_bytes((uint64_t)p->costs.disk_speed, b), q3_io_mode_name(p->io.mode),
            p->io.readers);
+    printf("Checking and unpacking an expert takes %.2f ms.\n", 1e3 * p->costs.taking_seconds);
     printf("Hits are %s.\n\n", p->trace.tokens
                                    ? "those of the trace, token by token"
                                    : "an estimate from another model; --trace gives this one's");
@@ -204,6 +207,7 @@ static bool say_json(const planning *p, q3_error *err)
     q3_json_put_u64(&json, "kv_bytes_a_token", p->kv_bytes);
     q3_json_put_double(&json, "memory_bytes_per_second", p->costs.memory_speed);
     q3_json_put_double(&json, "disk_bytes_per_second", p->costs.disk_speed);
+    q3_json_put_double(&json, "expert_taking_seconds", p->costs.taking_seconds);
     q3_json_put_bool(&json, "disk_was_cached", p->disk_cached);
     q3_json_put_string(&json, "io", q3_io_mode_name(p->io.mode));
     q3_json_put_u64(&json, "readers", p->io.readers);

@@ -467,7 +467,8 @@ static void test_plan_json(void **state)
     q3_test_expect(result, 0, "");
     expect_members(json, "memory context threads experts_a_layer expert_slots_a_layer "
                          "weight_bytes_a_token kv_bytes_a_token memory_bytes_per_second "
-                         "disk_bytes_per_second disk_was_cached io readers experts_ahead hits_from "
+                         "disk_bytes_per_second expert_taking_seconds disk_was_cached io readers "
+                         "experts_ahead hits_from "
                          "budgets");
     const cJSON *memory = member(json, "memory");
     expect_members(memory, "process dense embedding kv_cache scratch experts total budget minimum");
@@ -476,6 +477,7 @@ static void test_plan_json(void **state)
     assert_true(number(json, "kv_bytes_a_token") == 49152);
     assert_true(number(json, "memory_bytes_per_second") > 0);
     assert_true(number(json, "disk_bytes_per_second") > 0);
+    assert_true(number(json, "expert_taking_seconds") > 0);
     assert_string_equal(cJSON_GetStringValue(member(json, "hits_from")), "estimate");
     const cJSON *budgets = member(json, "budgets");
     assert_int_equal(cJSON_GetArraySize(budgets), 3);
@@ -491,6 +493,10 @@ static void test_plan_json(void **state)
         number(memory, "minimum") +
             7 * (number(memory, "experts") - number(json, "experts_ahead") * EXPERT_SLOT_BYTES) /
                 number(json, "expert_slots_a_layer"));
+    const double seconds = 1 / number(second, "memory_tokens_per_second") +
+                           1 / number(second, "disk_tokens_per_second") +
+                           6 * 8 * (1 - 0.37) * number(json, "expert_taking_seconds");
+    assert_true(fabs(number(second, "tokens_per_second") * seconds - 1) < 1e-9);
     assert_true(number(third, "hit_rate") == 1);
     assert_true(number(third, "disk_bytes_a_token") == 0);
     assert_true(cJSON_IsNull(member(third, "disk_tokens_per_second")));

@@ -363,12 +363,13 @@ static void test_plan(void **state)
                                  .experts = 48,
                                  .expert_bytes = 1e7,
                                  .memory_speed = 2e10,
-                                 .disk_speed = 1e9};
+                                 .disk_speed = 1e9,
+                                 .taking_seconds = 0.005};
     q3_plan_speed speed = q3_plan_for(&costs, 0.5);
     assert_true(speed.disk_bytes == 2.4e8);
     assert_true(speed.memory_rate == 10);
     assert_true(fabs(speed.disk_rate - 1 / 0.24) < 1e-9);
-    assert_true(speed.rate == speed.disk_rate);
+    assert_true(fabs(speed.rate - 1 / (0.1 + 0.24 + 0.12)) < 1e-9);
     speed = q3_plan_for(&costs, 1);
     assert_true(speed.disk_bytes == 0);
     assert_true(isinf(speed.disk_rate));
