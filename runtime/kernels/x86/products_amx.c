@@ -51,9 +51,8 @@ typedef struct work {
     size_t height;          // rows of a tile
     size_t row[WORK_TILES]; // the first of each tile
     const uint8_t *panel[WORK_PANELS];
-    // Lines to be fetched: in four streams, as that is faster. And how many in a turn.
-    const uint8_t *fetch;
-    size_t fetch_at, fetch_stream, fetch_a_turn;
+    const uint8_t *fetch; // what comes next: so many lines, so many of them in a turn
+    size_t lines_left, lines_a_turn;
     const q3_bf12 *bf12; // or NULL
     bf12_table table;
     size_t row_bytes, columns;
@@ -99,17 +98,12 @@ static inline void settle(void)
 
 static inline void fetch_lines(work *w)
 {
-    if (w->fetch_at == w->fetch_stream)
-        return;
-    for (size_t i = 0; i < w->fetch_a_turn; i++) {
-        const char *at = (const char *)w->fetch + w->fetch_at * LINE;
-        _mm_prefetch(at, _MM_HINT_T1);
-        _mm_prefetch(at + w->fetch_stream * LINE, _MM_HINT_T1);
-        _mm_prefetch(at + 2 * w->fetch_stream * LINE, _MM_HINT_T1);
-        _mm_prefetch(at + 3 * w->fetch_stream * LINE, _MM_HINT_T1);
-        if (++w->fetch_at == w->fetch_stream)
-            return;
-    }
+    const size_t lines = w->lines_left < w->lines_a_turn ? w->lines_left : w->lines_a_turn;
+    for (size_t i = 0; i < lines; i++)
+        _mm_prefetch((const char *)w->fetch + i * LINE, _MM_HINT_T1);
+    if (lines)
+        w->fetch += lines * LINE;
+    w->lines_left -= lines;
 }
 
 // A row's columns of the chunk that is being unpacked.
@@ -478,9 +472,8 @@ static void multiply_either(const uint16_t *plain, const q3_bf12 *bf12, size_t r
         w.row_bytes = q3_bf12_groups_bytes(columns);
     }
     w.fetch = next.data;
-    w.fetch_at = 0;
-    w.fetch_stream = next.bytes / LINE / 4;
-    w.fetch_a_turn = (w.fetch_stream + turns - 1) / turns;
+    w.lines_left = next.bytes / LINE;
+    w.lines_a_turn = (w.lines_left + turns - 1) / turns;
     configure(w.height);
     for (size_t tile = 0; tile < tiles; tile += WORK_TILES) {
         w.tiles = tiles - tile < WORK_TILES ? tiles - tile : WORK_TILES;
