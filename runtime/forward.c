@@ -337,7 +337,8 @@ static void product_task(void *context, uint32_t index, unsigned worker)
     p.vectors = left < run->kernels->group ? left : run->kernels->group;
     p.panels += first / run->kernels->panel;
     p.y += first;
-    p.second_y += p.second ? first : 0;
+    if (p.second)
+        p.second_y += first;
     if (!compute_block(f, run->kernels, &p, task % blocks, after_task(run, index),
                        &f->team->readers[worker]))
         note_failure(&run->failed, (unsigned)(whole - run->products));
