@@ -3,7 +3,8 @@
 // Packs that the extractor does not write: matrices that are only partly short enough for bf12,
 // frames of other lengths and codecs, other alignments, tensors in another order or beside others.
 // In every form of weights they must give the same bits; and a frame that does not decode although
-// its checksum is right must give the same message.
+// its checksum is right must give the same message. Experts must be read again
+// as they were.
 #include "base/bytes.h"
 #include "base/hash.h"
 #include "checkpoint_writer.h"
@@ -30,7 +31,7 @@ static const char config[] =
     "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"model_type\": \"qwen3_moe\",\n"
     " \"attention_bias\": false, \"decoder_sparse_step\": 1, \"dtype\": \"bfloat16\",\n"
     " \"head_dim\": 32, \"hidden_act\": \"silu\", \"hidden_size\": 128,\n"
-    " \"intermediate_size\": 192, \"max_position_embeddings\": 64, \"mlp_only_layers\": [],\n"
+    " \"intermediate_size\": 192, \"max_position_embeddings\": 512, \"mlp_only_layers\": [],\n"
     " \"moe_intermediate_size\": 192, \"norm_topk_prob\": true, \"num_attention_heads\": 4,\n"
     " \"num_experts\": 4, \"num_experts_per_tok\": 2, \"num_hidden_layers\": 2,\n"
     " \"num_key_value_heads\": 2, \"rms_norm_eps\": 1e-06, \"rope_scaling\": null,\n"
@@ -288,28 +289,39 @@ static int remove_plain(void **state)
 
 // ---- the same bits ----
 
-enum { TOKENS = 20, ANSWER = 4, LOGITS = (ANSWER + 1) * VOCABULARY };
+// Many: products are of many vectors, and what an expert does for some of them is one task, if
+// there are enough of these for the threads; for one thread there are.
+enum { TOKENS = 20, MANY_TOKENS = 300, ANSWER = 4, LOGITS = (ANSWER + 1) * VOCABULARY };
 
 static const q3_engine_weights forms[] = {Q3_WEIGHTS_PLAIN, Q3_WEIGHTS_STORED, Q3_WEIGHTS_BF12};
 enum { FORMS = sizeof forms / sizeof *forms };
 
-// The logits behind a prompt, for which products are of many vectors, and behind single tokens.
-static bool run(const char *pack, const q3_engine_options *options, float *out, q3_error *err)
+// The logits behind a prompt of some tokens, and behind single ones.
+static bool feed(q3_engine *engine, uint32_t tokens, float *out, q3_error *err)
 {
-    uint32_t ids[TOKENS];
-    q3_engine *engine;
-    q3_session *session = NULL;
-    for (uint32_t i = 0; i < TOKENS; i++)
-        ids[i] = 13 * i + 5;
-    if (!q3_engine_open(pack, options, &engine, err))
-        return false;
+    uint32_t ids[MANY_TOKENS];
+    q3_session *session;
+    for (uint32_t i = 0; i < tokens; i++)
+        ids[i] = (13 * i + 5) % VOCABULARY;
     bool ok = q3_session_create(engine, &session, err) &&
-              q3_session_feed(session, ids, TOKENS, NULL, err);
+              q3_session_feed(session, ids, tokens, NULL, err);
     for (unsigned i = 0; ok && i <= ANSWER; i++) {
         memcpy(out + i * VOCABULARY, q3_session_logits(session), VOCABULARY * sizeof *out);
         ok = i == ANSWER || q3_session_feed(session, &ids[i], 1, NULL, err);
     }
     q3_session_destroy(session);
+    return ok;
+}
+
+// As many experts as there are slots for are in memory when the prompt comes: a group of them is
+// there to be computed.
+static bool run(const char *pack, const q3_engine_options *options, uint32_t tokens, float *out,
+                q3_error *err)
+{
+    q3_engine *engine;
+    if (!q3_engine_open(pack, options, &engine, err))
+        return false;
+    const bool ok = q3_engine_preload(engine, err) && feed(engine, tokens, out, err);
     q3_engine_close(engine);
     return ok;
 }
@@ -333,10 +345,30 @@ static void check_forms(const char *pack, uint64_t slot, const float *expected)
         for (unsigned least = 0; least < 2; least++) {
             options.memory = least ? info.memory.minimum : 0;
             memset(found, 0, sizeof found);
-            assert_ok(run(pack, &options, found, &error));
+            assert_ok(run(pack, &options, TOKENS, found, &error));
             assert_memory_equal(found, expected, sizeof found);
         }
     }
+}
+
+// Reads an expert a page at a time, and takes each at once: what arrives late must not be written
+// over what has been made.
+static void take_in_pages(const q3_model *model, uint32_t at, q3_frame_reader *reader,
+                          uint8_t *memory, q3_expert *expert)
+{
+    q3_error error;
+    q3_file file;
+    uint64_t image;
+    q3_taking *taking;
+    assert_ok(q3_model_open_expert(model, at / EXPERTS, at % EXPERTS, false, memory, &file, &image,
+                                   &taking, &error));
+    for (uint64_t read = 0, size; read < file.size; read += size) {
+        size = file.size - read < 4096 ? file.size - read : 4096;
+        assert_ok(q3_file_read_piece(&file, read, memory + image + read, (size_t)size, &error));
+        assert_ok(q3_model_take_expert(taking, read + size, reader, expert, &error));
+    }
+    q3_taking_destroy(taking);
+    q3_file_close(&file);
 }
 
 // Blocks of the LM head and of the experts that lie in memory in each way.
@@ -353,23 +385,11 @@ static void count_kinds(const char *pack, unsigned counts[Q3_BLOCK_FRAME + 1])
         counts[model.lm_head.blocks[i].kind]++;
     for (uint32_t at = 0; at < LAYERS * EXPERTS; at++) {
         const uint64_t bytes = q3_model_expert_bytes(&model, at / EXPERTS, at % EXPERTS);
-        uint64_t image;
         uint8_t *memory = aligned_alloc(4096, bytes);
-        q3_file file;
-        q3_taking *taking;
         q3_expert expert;
         assert_non_null(memory);
         assert_in_range(q3_model_block_bytes(&model), 1, Q3_BLOCK_BYTES_MAX);
-        assert_ok(q3_model_open_expert(&model, at / EXPERTS, at % EXPERTS, false, memory, &file,
-                                       &image, &taking, &error));
-        // What arrives late must not be written over what has been made.
-        for (uint64_t read = 0, size; read < file.size; read += size) {
-            size = file.size - read < 4096 ? file.size - read : 4096;
-            assert_ok(q3_file_read_piece(&file, read, memory + image + read, (size_t)size, &error));
-            assert_ok(q3_model_take_expert(taking, read + size, &team.readers[0], &expert, &error));
-        }
-        q3_taking_destroy(taking);
-        q3_file_close(&file);
+        take_in_pages(&model, at, &team.readers[0], memory, &expert);
         const q3_matrix *matrices[] = {&expert.gate, &expert.up, &expert.down};
         for (unsigned m = 0; m < 3; m++)
             for (uint32_t i = 0; i < q3_matrix_blocks(matrices[m]); i++)
@@ -425,7 +445,7 @@ static void test_mixed_blocks(void **state)
         char *pack = rewrite(&packs[i]);
         if (i == 0)
             assert_ok(run(pack, &(q3_engine_options){.weights = Q3_WEIGHTS_PLAIN, .threads = 1},
-                          expected, &error));
+                          TOKENS, expected, &error));
         check_forms(pack, packs[i].slot, expected);
         unsigned counts[Q3_BLOCK_FRAME + 1] = {0};
         count_kinds(pack, counts);
@@ -436,6 +456,73 @@ static void test_mixed_blocks(void **state)
     }
 }
 
+// Tasks of one expert each, and of a block each.
+static void test_shares(void **state)
+{
+    (void)state;
+    static float expected[LOGITS], found[LOGITS];
+    q3_error error;
+    for (unsigned threads = 1; threads <= 3; threads++)
+        for (size_t i = 0; i < FORMS; i++) {
+            const q3_engine_options options = {.threads = threads, .weights = forms[i]};
+            const bool first = threads == 1 && i == 0;
+            assert_ok(run(plain, &options, MANY_TOKENS, first ? expected : found, &error));
+            if (!first)
+                assert_memory_equal(found, expected, sizeof found);
+        }
+}
+
+// ---- reading again ----
+
+static void test_reading_again(void **state)
+{
+    (void)state;
+    static float expected[LOGITS], found[LOGITS];
+    q3_engine_options options = {
+        .threads = 1, .weights = Q3_WEIGHTS_STORED, .io = Q3_IO_BUFFERED, .readers = 3};
+    q3_error error;
+    q3_engine *engine;
+    q3_misses misses = {0};
+    double rate;
+    char *pack = rewrite(&(rewriting){.name = "again", .codecs = "b"});
+    assert_ok(q3_engine_open(pack, &options, &engine, &error));
+    options.memory = q3_engine_describe(engine)->memory.minimum;
+    q3_engine_close(engine);
+    assert_ok(q3_engine_open(pack, &options, &engine, &error));
+    q3_engine_record(engine, &misses);
+    assert_ok(feed(engine, TOKENS, expected, &error));
+    const q3_engine_statistics before = q3_engine_count(engine);
+    assert_int_equal(misses.count, before.expert_misses);
+    assert_ok(q3_engine_replay(engine, &misses, &rate, &error));
+    assert_true(rate > 0);
+    // All of it again, from empty slots, and nothing is recorded any more.
+    const q3_engine_statistics after = q3_engine_count(engine);
+    assert_int_equal(after.expert_misses, 2 * before.expert_misses);
+    assert_int_equal(after.expert_bytes, 2 * before.expert_bytes);
+    assert_ok(feed(engine, TOKENS, found, &error));
+    assert_memory_equal(found, expected, sizeof found);
+    assert_int_equal(misses.count, before.expert_misses);
+    // A file is not there in between.
+    char *path =
+        q3_test_path("%s/layers/01/experts/%03u.q3p", pack, misses.list[misses.count - 1].expert);
+    char *away = q3_test_path("%s.away", path);
+    char *message = q3_test_path("%s: listed in pack.json, but absent", path);
+    assert_int_equal(misses.list[misses.count - 1].layer, 1);
+    assert_int_equal(rename(path, away), 0);
+    assert_false(q3_engine_replay(engine, &misses, &rate, &error));
+    assert_string_equal(error.message, message);
+    assert_true(rate == 0);
+    assert_int_equal(rename(away, path), 0);
+    assert_ok(feed(engine, TOKENS, found, &error));
+    assert_memory_equal(found, expected, sizeof found);
+    q3_engine_close(engine);
+    free(misses.list);
+    free(message);
+    free(away);
+    free(path);
+    q3_test_remove(pack);
+}
+
 // ---- frames that do not decode ----
 
 static void check_broken(const rewriting *how, const char *file, const char *reason)
@@ -443,13 +530,14 @@ static void check_broken(const rewriting *how, const char *file, const char *rea
     static float found[LOGITS];
     char *pack = rewrite(how);
     char *expected = q3_test_path("%s/%s: %s: frame 1: %s", pack, file, how->broken, reason);
-    for (size_t i = 0; i < FORMS; i++) {
-        q3_error error;
-        assert_false(
-            run(pack, &(q3_engine_options){.threads = 2, .weights = forms[i]}, found, &error));
-        assert_string_equal(error.message, expected);
-        assert_int_equal(error.code, Q3_MALFORMED);
-    }
+    for (size_t i = 0; i < FORMS; i++)
+        for (unsigned many = 0; many < 2; many++) {
+            const q3_engine_options options = {.threads = many ? 1 : 2, .weights = forms[i]};
+            q3_error error;
+            assert_false(run(pack, &options, many ? MANY_TOKENS : TOKENS, found, &error));
+            assert_string_equal(error.message, expected);
+            assert_int_equal(error.code, Q3_MALFORMED);
+        }
     free(expected);
     q3_test_remove(pack);
 }
@@ -480,6 +568,8 @@ int main(int argc, char **argv)
         return Q3_TEST_SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_mixed_blocks),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_reading_again),
         cmocka_unit_test(test_broken_frames),
     };
     return cmocka_run_group_tests(tests, make_plain, remove_plain);
