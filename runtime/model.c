@@ -404,7 +404,9 @@ static bool place_expert(const q3_config *config, q3_form form, const q3_place *
                        pack->frames[tensors[1]->first_frame].raw_bytes)
         reading = Q3_READING_DECODES;
     to->reading = reading;
-    to->bytes = reading == Q3_READING_KEEPS ? q3_region_part(pack->size, 1) : 0;
+    // Of an image its last page, too, whole: a read may ask for all of it, and a file that grows
+    // meanwhile has something there. It must not get into the lists of blocks behind.
+    to->bytes = reading == Q3_READING_KEEPS ? whole_pages(pack->size) : 0;
     for (size_t i = 0; i < PARTS; i++) {
         *parts[i] = place_matrix(config, roles[i], pack, tensors[i], reading);
         to->bytes +=
@@ -791,7 +793,7 @@ static bool parse_expert(q3_taking *t, uint64_t arrived, q3_error *err)
                        t->pack.file.path);
     in_order(&t->to, &t->pack, t->sorted);
     if (t->reading == Q3_READING_KEEPS)
-        take(&t->next, t->pack.size);
+        take(&t->next, whole_pages(t->pack.size));
     for (size_t i = 0; t->reading != Q3_READING_DECODES && i < PARTS; i++)
         t->blocks[i] = take(&t->next, t->sorted[i]->blocks * sizeof **t->blocks);
     t->parsed = true;

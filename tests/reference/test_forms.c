@@ -3,8 +3,8 @@
 // Packs that the extractor does not write: matrices that are only partly short enough for bf12,
 // frames of other lengths and codecs, other alignments, tensors in another order or beside others.
 // In every form of weights they must give the same bits; and a frame that does not decode although
-// its checksum is right must give the same message. Experts must be read again
-// as they were.
+// its checksum is right must give the same message. Experts must come to memory as they are
+// whatever becomes of their files meanwhile, and be read again as they were.
 #include "base/bytes.h"
 #include "base/hash.h"
 #include "checkpoint_writer.h"
@@ -352,8 +352,8 @@ static void check_forms(const char *pack, uint64_t slot, const float *expected)
 }
 
 // Reads an expert a page at a time, and takes each at once: what arrives late must not be written
-// over what has been made.
-static void take_in_pages(const q3_model *model, uint32_t at, q3_frame_reader *reader,
+// over what has been made. `grows`: the file does, when it has been opened.
+static void take_in_pages(const q3_model *model, uint32_t at, bool grows, q3_frame_reader *reader,
                           uint8_t *memory, q3_expert *expert)
 {
     q3_error error;
@@ -362,6 +362,12 @@ static void take_in_pages(const q3_model *model, uint32_t at, q3_frame_reader *r
     q3_taking *taking;
     assert_ok(q3_model_open_expert(model, at / EXPERTS, at % EXPERTS, false, memory, &file, &image,
                                    &taking, &error));
+    if (grows) {
+        uint8_t more[8192];
+        memset(more, 0xff, sizeof more);
+        FILE *end = fopen(file.path, "ab");
+        assert_true(end && fwrite(more, 1, sizeof more, end) == sizeof more && !fclose(end));
+    }
     for (uint64_t read = 0, size; read < file.size; read += size) {
         size = file.size - read < 4096 ? file.size - read : 4096;
         assert_ok(q3_file_read_piece(&file, read, memory + image + read, (size_t)size, &error));
@@ -389,7 +395,7 @@ static void count_kinds(const char *pack, unsigned counts[Q3_BLOCK_FRAME + 1])
         q3_expert expert;
         assert_non_null(memory);
         assert_in_range(q3_model_block_bytes(&model), 1, Q3_BLOCK_BYTES_MAX);
-        take_in_pages(&model, at, &team.readers[0], memory, &expert);
+        take_in_pages(&model, at, false, &team.readers[0], memory, &expert);
         const q3_matrix *matrices[] = {&expert.gate, &expert.up, &expert.down};
         for (unsigned m = 0; m < 3; m++)
             for (uint32_t i = 0; i < q3_matrix_blocks(matrices[m]); i++)
@@ -454,6 +460,61 @@ static void test_mixed_blocks(void **state)
         assert_int_equal(counts[Q3_BLOCK_FRAME], packs[i].frames);
         q3_test_remove(pack);
     }
+}
+
+// The same expert at two places of memory.
+static void assert_same(const q3_expert *a, const uint8_t *a_memory, const q3_expert *b,
+                        const uint8_t *b_memory)
+{
+    const q3_matrix *of_a[] = {&a->gate, &a->up, &a->down}, *of_b[] = {&b->gate, &b->up, &b->down};
+    for (unsigned m = 0; m < 3; m++)
+        for (uint32_t i = 0; i < q3_matrix_blocks(of_a[m]); i++) {
+            const q3_block *one = &of_a[m]->blocks[i], *other = &of_b[m]->blocks[i];
+            assert_int_equal((const uint8_t *)one->data - a_memory,
+                             (const uint8_t *)other->data - b_memory);
+            assert_int_equal(one->bytes, other->bytes);
+            assert_int_equal(one->kind, other->kind);
+            assert_memory_equal(one->data, other->data, one->bytes);
+        }
+}
+
+// A file that grows while it is read is read as it was.
+static void test_growing_files(void **state)
+{
+    (void)state;
+    static const q3_form in_pieces[] = {Q3_FORM_STORED, Q3_FORM_BF12};
+    char *pack = rewrite(&(rewriting){.name = "tight", .codecs = "rb", .alignment = 64});
+    q3_error error;
+    q3_team team;
+    q3_model model;
+    assert_ok(q3_team_create(1, &team, &error));
+    assert_ok(q3_model_open(pack, q3_kernels_for(q3_cpu_in_use()), &team, &model, &error));
+    for (unsigned i = 0; i < 2 * LAYERS * EXPERTS; i++) {
+        const uint32_t at = i / 2;
+        char name[Q3_PLACE_PATH_MAX];
+        const q3_place place = {
+            .component = Q3_TEXT, .part = Q3_EXPERT, .layer = at / EXPERTS, .expert = at % EXPERTS};
+        char *path = q3_test_path("%s/%s", pack, q3_place_path(&place, name));
+        size_t size;
+        char *content = q3_test_read(path, &size);
+        model.form = in_pieces[i % 2];
+        const uint64_t bytes = q3_model_expert_bytes(&model, at / EXPERTS, at % EXPERTS);
+        uint8_t *expected = aligned_alloc(4096, bytes), *memory = aligned_alloc(4096, bytes);
+        q3_expert one, other;
+        assert_true(expected && memory);
+        assert_int_not_equal(size % 4096, 0);
+        take_in_pages(&model, at, false, &team.readers[0], expected, &one);
+        take_in_pages(&model, at, true, &team.readers[0], memory, &other);
+        assert_same(&one, expected, &other, memory);
+        q3_test_write(path, content, size);
+        free(expected);
+        free(memory);
+        free(content);
+        free(path);
+    }
+    q3_model_close(&model);
+    q3_team_destroy(&team);
+    q3_test_remove(pack);
 }
 
 // Tasks of one expert each, and of a block each.
@@ -567,9 +628,8 @@ int main(int argc, char **argv)
     if (!q3_test_has_level(argc, argv))
         return Q3_TEST_SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_mixed_blocks),
-        cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_reading_again),
+        cmocka_unit_test(test_mixed_blocks),  cmocka_unit_test(test_growing_files),
+        cmocka_unit_test(test_shares),        cmocka_unit_test(test_reading_again),
         cmocka_unit_test(test_broken_frames),
     };
     return cmocka_run_group_tests(tests, make_plain, remove_plain);
