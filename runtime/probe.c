@@ -333,6 +333,11 @@ static bool prefer_direct(double buffered, double direct, uint64_t expert_bytes,
     return buffered > 0 ? direct * missed > 1.1 * buffered : missed > 0.5;
 }
 
+static bool reaches(const q3_disk_rate *rate, double bytes_per_second)
+{
+    return rate->cached <= 0.1 && rate->bytes_per_second >= bytes_per_second;
+}
+
 q3_io_choice q3_choose_io(const q3_disk_probe *probe, q3_io_mode wanted, uint64_t expert_bytes,
                           uint64_t cache_bytes)
 {
@@ -347,8 +352,11 @@ q3_io_choice q3_choose_io(const q3_disk_probe *probe, q3_io_mode wanted, uint64_
     const q3_disk_rate *rates = choice.mode == Q3_IO_DIRECT ? direct_rates : probe->buffered;
     choice.bytes_per_second = best_rate(rates);
     for (unsigned i = Q3_PROBE_READERS; choice.bytes_per_second > 0 && i-- > 0;)
-        if (rates[i].cached <= 0.1 && rates[i].bytes_per_second >= 0.95 * choice.bytes_per_second)
+        if (reaches(&rates[i], 0.95 * choice.bytes_per_second))
             choice.readers = q3_probe_readers(i);
+    // One alone is late when it wakes up beside threads that compute.
+    if (choice.readers == 1 && reaches(&rates[1], 0.8 * choice.bytes_per_second))
+        choice.readers = q3_probe_readers(1);
     return choice;
 }
 

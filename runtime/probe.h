@@ -79,8 +79,8 @@ typedef struct q3_io_choice {
 // rate D always. Direct is chosen when the file system takes it, h is below 1, and D > 1.1 B / (1 -
 // h). B and D are the best over the numbers of readers. A rate counts as the disk's when at most a
 // tenth of its bytes was cached; where B was never seen like that, direct is chosen when h is below
-// one half. The number of readers is the smallest that reaches 0.95 of the mode's best rate; 4 when
-// none was measured.
+// one half. The number of readers is the smallest that reaches 0.95 of the mode's best rate, but
+// two instead of one if they reach 0.8; 4 when none was measured.
 q3_io_choice q3_choose_io(const q3_disk_probe *probe, q3_io_mode wanted, uint64_t expert_bytes,
                           uint64_t cache_bytes);
 

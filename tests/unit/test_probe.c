@@ -102,6 +102,7 @@ static void rule(void **state)
     (void)state;
     const double slow[] = {0.5, 1.0, 1.5, 1.5}, fast[] = {1.0, 2.0, 3.0, 2.0};
     const double flat[] = {1.94, 1.96, 2.0, 1.98}, little[] = {1.6, 1.6, 1.6, 1.6};
+    const double falling[] = {2.0, 1.6, 1.2, 1.1}, alone[] = {2.0, 1.5, 1.2, 1.1};
     const double memory_rate[] = {4, 7, 8, 8};
 
     // Refused, or all fits the page cache.
@@ -113,8 +114,10 @@ static void rule(void **state)
     expect(make_probe(slow, 0, fast), 100, 44, Q3_IO_DIRECT, 4, 3.0);
     expect(make_probe(slow, 0, fast), 100, 46, Q3_IO_BUFFERED, 4, 1.5);
     expect(make_probe(slow, 0, little), 100, 0, Q3_IO_BUFFERED, 4, 1.5);
-    // One reader that gives as much as several is enough.
-    expect(make_probe(flat, 0, NULL), 100, 0, Q3_IO_BUFFERED, 1, 2.0);
+    // Two readers that give as much as several are enough; one, when it gives much more.
+    expect(make_probe(flat, 0, NULL), 100, 0, Q3_IO_BUFFERED, 2, 2.0);
+    expect(make_probe(falling, 0, NULL), 100, 0, Q3_IO_BUFFERED, 2, 2.0);
+    expect(make_probe(alone, 0, NULL), 100, 0, Q3_IO_BUFFERED, 1, 2.0);
     // Buffered rates that were the page cache's say nothing about the disk.
     expect(make_probe(memory_rate, 0.2, fast), 100, 49, Q3_IO_DIRECT, 4, 3.0);
     expect(make_probe(memory_rate, 0.2, fast), 100, 50, Q3_IO_BUFFERED, 4, 0);
