@@ -159,7 +159,7 @@ static void print_plan(const planning *p)
     printf("the %s %s/s. Experts are read %s by %u.\n", p->disk_cached ? "page cache" : "disk",
            q3_human_bytes((uint64_t)p->costs.disk_speed, b), q3_io_mode_name(p->io.mode),
            p->io.readers);
-    printf("Checking and unpacking an expert takes %.2f ms.\n", 1e3 * p->costs.taking_seconds);
+    printf("Checking and unpacking an expert takes %.3g ms.\n", 1e3 * p->costs.taking_seconds);
     printf("Hits are %s.\n\n", p->trace.tokens
                                    ? "those of the trace, token by token"
                                    : "an estimate from another model; --trace gives this one's");
