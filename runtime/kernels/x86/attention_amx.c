@@ -14,6 +14,7 @@
 // no more than 2^-16 of itself, usually by ten times less. Keys and values in bf16 are one part.
 #include "bf16_split.h"
 #include "kernels/kernels.h"
+#include "tiles.h"
 #include "vector_avx512.h"
 
 #include <math.h>
@@ -22,8 +23,6 @@
 
 enum {
     TOKENS = 64,
-    TILE = 16,         // rows, positions, dimensions
-    TILE_BYTES = 1024, // 16 lines of 64 bytes
     NUMBERS = TILE * TILE,
     STEP = 32, // dimensions of queries and keys, positions of weights and values
     // What is multiplied lies in steps, a tile for each part, from high to low.
@@ -210,29 +209,7 @@ ALWAYS_INLINE void arrange_values(const work *w, size_t from, size_t count, bool
         }
 }
 
-// ---- tiles ----
-
-// Tiles 0 to 3 are sums, 4 and 5 the second operand, 6 and 7 rows.
-static void configure(void)
-{
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } config = {.palette = 1};
-    for (unsigned i = 0; i < 8; i++) {
-        config.line_bytes[i] = 64;
-        config.lines[i] = TILE;
-    }
-    // gcc's _tile_loadconfig does not say that it reads memory.
-    __asm__ volatile("ldtilecfg %0" ::"m"(config));
-}
-
-// gcc's _tile_loadd does not say so either: to be called between stores to memory and tile loads.
-static inline void settle(void)
-{
-    __asm__ volatile("" ::: "memory");
-}
+// ---- tiles: 0 to 3 are sums, 4 and 5 the second operand, 6 and 7 rows ----
 
 // Loads the same part of two tiles of rows, `apart` bytes from each other, or of two of the second
 // operand, and adds the products of all that is loaded to the sums.
@@ -488,7 +465,7 @@ ALWAYS_INLINE void attend_to(const q3_attention *a, bool is_narrow)
 {
     const work w = lay_out(a);
     const size_t positions = a->positions + a->tokens - 1;
-    configure();
+    configure_tiles(TILE);
     arrange_query(&w);
     for (size_t from = 0; from < positions; from += CHUNK) {
         const size_t count = positions - from < CHUNK ? positions - from : CHUNK;

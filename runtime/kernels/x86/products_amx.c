@@ -14,13 +14,12 @@
 #include "bf12_avx512.h"
 #include "bf16_split.h"
 #include "kernels/kernels.h"
+#include "tiles.h"
 
 #include <limits.h>
 #include <string.h>
 
 enum {
-    TILE = 16,         // rows, vectors, pairs of columns
-    TILE_BYTES = 1024, // 16 rows of 64 bytes
     LINE = 64,
     STEP = 32, // columns
     // Of a panel: a tile of the high parts, a tile of the low ones. Line p of a tile holds the
@@ -71,29 +70,6 @@ typedef struct chunk {
     size_t step, count;
 } chunk;
 
-// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 panels; all rows of sums and weights have one
-// height.
-static void configure(size_t height)
-{
-    struct {
-        uint8_t palette, start_row, reserved[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } config = {.palette = 1};
-    for (unsigned i = 0; i < 8; i++) {
-        config.line_bytes[i] = 64;
-        config.lines[i] = (uint8_t)(i < 6 ? height : TILE);
-    }
-    // gcc's _tile_loadconfig does not say that it reads memory.
-    __asm__ volatile("ldtilecfg %0" ::"m"(config));
-}
-
-// gcc's _tile_loadd does not say so either: to be called between stores to memory and tile loads.
-static inline void settle(void)
-{
-    __asm__ volatile("" ::: "memory");
-}
-
 // ---- what is done in turns
 
 static inline void fetch_lines(work *w)
@@ -142,6 +118,9 @@ static inline void take_turn(work *w)
 }
 
 // ---- products
+//
+// Tiles 0 to 3 are sums, 4 and 5 rows, 6 and 7 panels. All rows of sums and weights have one
+// height.
 
 // Two tiles of rows times two panels.
 static inline void multiply_2_by_2(work *w, const chunk *c, size_t tile, size_t panel)
@@ -474,7 +453,7 @@ static void multiply_either(const uint16_t *plain, const q3_bf12 *bf12, size_t r
     w.fetch = next.data;
     w.lines_left = next.bytes / LINE;
     w.lines_a_turn = (w.lines_left + turns - 1) / turns;
-    configure(w.height);
+    configure_tiles(w.height);
     for (size_t tile = 0; tile < tiles; tile += WORK_TILES) {
         w.tiles = tiles - tile < WORK_TILES ? tiles - tile : WORK_TILES;
         for (size_t i = 0; i < w.tiles; i++) {
