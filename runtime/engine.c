@@ -174,13 +174,7 @@ void q3_engine_record(q3_engine *engine, q3_misses *misses)
 
 bool q3_engine_replay(q3_engine *engine, const q3_misses *misses, double *rate, q3_error *err)
 {
-    q3_expert_counts counts;
-    *rate = 0;
-    if (!q3_expert_cache_replay(engine->experts, misses, &counts, err))
-        return false;
-    if (counts.delivered)
-        *rate = (double)counts.delivered / counts.reading_seconds;
-    return true;
+    return q3_expert_cache_replay(engine->experts, misses, rate, err);
 }
 
 const double *q3_engine_outside(const q3_engine *engine)

@@ -819,17 +819,8 @@ static bool record_misses(const visiting *v, q3_error *err)
     q3_misses *to = v->cache->record;
     if (!to || v->missing == 0)
         return true;
-    if (to->room - to->count < v->missing) {
-        const size_t room = 2 * to->room + v->missing;
-        q3_miss *list = q3_alloc(room, sizeof *list, err);
-        if (!list)
-            return false;
-        if (to->count)
-            memcpy(list, to->list, to->count * sizeof *list);
-        free(to->list);
-        to->list = list;
-        to->room = room;
-    }
+    if (!q3_grow(&to->list, &to->room, to->count + v->missing, sizeof *to->list, err))
+        return false;
     for (uint32_t i = 0; i < v->missing; i++)
         to->list[to->count++] =
             (q3_miss){.layer = v->layer, .expert = v->cache->missing[i], .first = i == 0};
@@ -922,9 +913,10 @@ static bool visit_nothing(void *context, const q3_expert *group, uint32_t count,
     return q3_check_interrupt(err);
 }
 
-bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses,
-                            q3_expert_counts *counts, q3_error *err)
+bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses, double *rate,
+                            q3_error *err)
 {
+    *rate = 0;
     drop_all_ahead(cache);
     cache->record = NULL;
     const q3_expert_counts before = q3_expert_cache_counts(cache);
@@ -945,11 +937,8 @@ bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses,
     for (uint32_t i = 0; i < cache->model->config->num_hidden_layers; i++)
         empty_slots(&cache->layers[i]);
     const q3_expert_counts after = q3_expert_cache_counts(cache);
-    *counts = (q3_expert_counts){
-        .misses = after.misses - before.misses,
-        .bytes_read = after.bytes_read - before.bytes_read,
-        .delivered = after.delivered - before.delivered,
-        .reading_seconds = after.reading_seconds - before.reading_seconds,
-    };
+    if (ok && after.delivered > before.delivered)
+        *rate = (double)(after.delivered - before.delivered) /
+                (after.reading_seconds - before.reading_seconds);
     return ok;
 }

@@ -87,10 +87,11 @@ void q3_expert_cache_record(q3_expert_cache *cache, q3_misses *misses);
 
 // Reads these experts again to the slots, by the same readers in the same pieces: what a layer
 // needed at once together, the next when all that is there. Nothing is checked, decoded, read
-// ahead, or computed. *counts is what that took; what is decoded as it is read has no pieces, and
-// delivers nothing here. Afterwards all slots are empty, and nothing is recorded.
-bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses,
-                            q3_expert_counts *counts, q3_error *err);
+// ahead, or computed. *rate is what the disk gave, in bytes a second of the time in which there was
+// something to read; what is decoded as it is read has no pieces and delivers nothing here, and 0
+// is the rate of nothing. Afterwards all slots are empty, and nothing is recorded.
+bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses, double *rate,
+                            q3_error *err);
 
 // Marks the experts of a layer that are in memory: resident[expert].
 void q3_expert_cache_mark(const q3_expert_cache *cache, uint32_t layer, bool *resident);

@@ -317,6 +317,18 @@ static bool compute_block(const q3_forward *f, const q3_products *kernels, const
     return true;
 }
 
+// All blocks of a product, one after the other.
+static bool compute_blocks(const q3_forward *f, const q3_products *kernels, const product *p,
+                           q3_next after, const q3_frame_reader *reader)
+{
+    const uint32_t blocks = q3_matrix_blocks(&p->matrix);
+    for (uint32_t b = 0; b < blocks; b++)
+        if (!compute_block(f, kernels, p, b,
+                           b + 1 < blocks ? q3_matrix_next(&p->matrix, b + 1) : after, reader))
+            return false;
+    return true;
+}
+
 // Remembers the lowest number that failed.
 static void note_failure(atomic_uint *lowest, unsigned number)
 {
@@ -374,14 +386,21 @@ static bool run_products(const q3_forward *forward, const q3_products *kernels, 
     return false;
 }
 
-// Panels of up to `panel` vectors, one behind the other in the memory.
+// One panel of `count` vectors.
+static void arrange_panel(const q3_products *kernels, const float *const *x, uint32_t count,
+                          uint32_t panel, size_t columns, void *memory)
+{
+    const uint32_t first = panel * kernels->panel, left = count - first;
+    kernels->arrange(x + first, left < kernels->panel ? left : kernels->panel, columns, memory);
+}
+
+// All panels of some vectors, one behind the other in the memory.
 static void arrange_here(const q3_products *kernels, const float *const *x, uint32_t count,
                          size_t columns, uint8_t *memory, const void **panels)
 {
-    const uint32_t size = kernels->panel;
-    for (uint32_t at = 0; at < count; at += size, memory += kernels->panel_bytes(columns)) {
-        kernels->arrange(x + at, count - at < size ? count - at : size, columns, memory);
-        panels[at / size] = memory;
+    for (uint32_t i = 0; i * kernels->panel < count; i++, memory += kernels->panel_bytes(columns)) {
+        arrange_panel(kernels, x, count, i, columns, memory);
+        panels[i] = memory;
     }
 }
 
@@ -400,10 +419,8 @@ static void arrange_task(void *context, uint32_t index, unsigned worker)
     while (run->arrangements[at].first_task > index)
         at--;
     const arrangement *a = &run->arrangements[at];
-    const uint32_t panel = index - a->first_task, size = run->kernels->panel;
-    const uint32_t rest = a->count - panel * size;
-    run->kernels->arrange(a->x + panel * size, rest < size ? rest : size, run->columns,
-                          a->panels[panel]);
+    const uint32_t panel = index - a->first_task;
+    arrange_panel(run->kernels, a->x, a->count, panel, run->columns, a->panels[panel]);
 }
 
 // Arranges vectors into panels, whose memory is taken one panel after the other.
@@ -756,13 +773,10 @@ static void share_task(void *context, uint32_t index, unsigned worker)
                  .y = gate_of,
                  .second_y = up_of,
                  .vectors = mine->count};
-    bool ok = true;
-    const uint32_t blocks = q3_matrix_blocks(&p.matrix);
-    for (uint32_t b = 0; ok && b < blocks; b++)
-        ok = compute_block(f, kernels, &p, b,
-                           b + 1 < blocks ? q3_matrix_next(&p.matrix, b + 1)
-                                          : q3_matrix_next(&expert->down, 0),
-                           reader);
+    if (!compute_blocks(f, kernels, &p, q3_matrix_next(&expert->down, 0), reader)) {
+        note_failure(&run->failed, index);
+        return;
+    }
     arrange_here(kernels, (const float *const *)gate_of, mine->count, inner,
                  in_memory + s->share_in_bytes, panels);
     const uint32_t later = index + f->team->count;
@@ -772,11 +786,7 @@ static void share_task(void *context, uint32_t index, unsigned worker)
     p.matrix = expert->down;
     p.second = NULL;
     p.y = out_of;
-    const uint32_t down_blocks = q3_matrix_blocks(&p.matrix);
-    for (uint32_t b = 0; ok && b < down_blocks; b++)
-        ok = compute_block(f, kernels, &p, b,
-                           b + 1 < down_blocks ? q3_matrix_next(&p.matrix, b + 1) : after, reader);
-    if (!ok)
+    if (!compute_blocks(f, kernels, &p, after, reader))
         note_failure(&run->failed, index);
 }
 

@@ -57,9 +57,10 @@ bool q3_block_shorten(const q3_bf12_kernels *kernels, const uint16_t *rows, size
 bool q3_block_check(const q3_block *block, uint64_t raw_bytes, q3_error *err);
 
 // The rows of one block for several vectors: y[v][r] becomes row r of the matrix times vector v.
-// `products` are one of the kernels' two, `panels` the vectors as they arrange them. `scratch` has
-// Q3_BLOCK_BYTES_MAX bytes at a multiple of 64. False when a frame's streams do not fit its groups
-// (its checksum was right, so it was made to harm): y holds nothing of use then.
+// `products` are one of the kernels' two, `panels` the vectors as they arrange them, `next` what
+// the thread goes through afterwards. `scratch` has Q3_BLOCK_BYTES_MAX bytes at a multiple of 64.
+// False when a frame's streams do not fit its groups (its checksum was right, so it was made to
+// harm): y holds nothing of use then.
 bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernels *kernels,
                         const q3_products *products, const void *const *panels, size_t vectors,
                         float *const *y, q3_next next, void *scratch, q3_coder *coder);

@@ -26,8 +26,8 @@ void q3_file_close(q3_file *file);
 // Reads exactly size bytes from offset on.
 bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err);
 
-// Files that are read whole, around the page cache if `direct` (where a file system does not do that,
-// through it). Several threads may read pieces of one file at once: `offset` and `data` are
+// Files that are read whole, around the page cache if `direct` (where a file system does not do
+// that, through it). Several threads may read pieces of one file at once: `offset` and `data` are
 // multiples of Q3_DIRECT_ALIGNMENT, and `size` is, too, but for the piece that ends with the file;
 // data has room for the next multiple of it.
 enum { Q3_DIRECT_ALIGNMENT = 4096 };

@@ -94,7 +94,6 @@ typedef struct q3_attention {
 
 // Attention of many tokens at once, from keys and values that are arranged for all of them.
 typedef struct q3_attend_many {
-    const char *name;
     unsigned tokens; // at most
     // Bytes of scratch memory, at a multiple of 64, for up to so many tokens at any positions.
     size_t (*scratch_bytes)(size_t heads, size_t head_dim);

@@ -489,23 +489,15 @@ ALWAYS_INLINE void attend_to(const q3_attention *a, bool is_narrow)
     store_rows(&w);
 }
 
-static void attend_wide(const q3_attention *a)
-{
-    attend_to(a, false);
-}
-
-static void attend_narrow(const q3_attention *a)
-{
-    attend_to(a, true);
-}
-
 static void attend(const q3_attention *attention)
 {
-    (attention->narrow ? attend_narrow : attend_wide)(attention);
+    if (attention->narrow)
+        attend_to(attention, true);
+    else
+        attend_to(attention, false);
 }
 
 const q3_attend_many q3_attend_many_amx = {
-    .name = "amx",
     .tokens = TOKENS,
     .scratch_bytes = scratch_bytes,
     .attend = attend,
