@@ -6,8 +6,11 @@
 #include "expert_score.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 enum { EMPTY = UINT32_MAX >> 1 };
 
@@ -67,8 +70,8 @@ typedef struct ahead_load {
 } ahead_load;
 
 // A reader reads at most so much at a time. Large enough for nearly the disk's full rate. A read
-// that is asked for waits for no more than one such piece of one that is not; and what is left to
-// be taken when all of an expert is there is one piece.
+// that is asked for waits for no more than one such piece a reader of what is not; and what is left
+// to be taken when all of an expert is there is one piece.
 enum { PIECE_BYTES = 1 << 20 };
 
 // What a thread is reading of a load: from there on.
@@ -107,7 +110,6 @@ struct q3_expert_cache {
     ahead_load ahead[Q3_AHEAD_MAX];
     unsigned ahead_count;
     unsigned readers, reading; // that may read at the same time, and that do
-    unsigned reading_ahead;    // of these, what nobody has asked for
     bool in_use;               // of the disk: something is read, or asked for and to be read
     double in_use_since;
     bool only_reads; // nothing of what is read is taken
@@ -140,59 +142,54 @@ static bool can_take(const q3_expert_cache *cache, const expert_load *load)
            arrived(cache, load) > load->taken;
 }
 
+typedef struct work {
+    expert_load *load; // or NULL: there is nothing to do
+    bool reads;        // or takes
+} work;
+
 // What a thread does next. What is asked for comes before what is expected, and reading before
 // taking, so that the disk has something to do. Called with the lock held, like all below.
-static expert_load *find_asked(const q3_expert_cache *cache, bool *reads)
+static work find_asked(const q3_expert_cache *cache)
 {
     static const load_state order[] = {LOAD_READING, LOAD_NEW};
-    *reads = cache->reading < cache->readers;
+    const bool may_read = cache->reading < cache->readers;
     // What is begun before what is not, so that each is there as soon as it can be.
-    for (size_t i = 0; *reads && i < sizeof order / sizeof *order; i++)
+    for (size_t i = 0; may_read && i < sizeof order / sizeof *order; i++)
         for (uint32_t j = 0; j < cache->asked; j++)
             if (has_work(cache->wanted[j], order[i]))
-                return cache->wanted[j];
-    *reads = false;
+                return (work){.load = cache->wanted[j], .reads = true};
     for (uint32_t i = 0; i < cache->asked; i++)
         if (can_take(cache, cache->wanted[i]))
-            return cache->wanted[i];
-    return NULL;
+            return (work){.load = cache->wanted[i]};
+    return (work){0};
 }
 
-static expert_load *find_expected(q3_expert_cache *cache, bool *reads)
+static work find_expected(q3_expert_cache *cache)
 {
     ahead_load *first = NULL;
-    *reads = cache->reading < cache->readers && !cache->reading_ahead && !cache->holding;
-    for (unsigned i = 0; *reads && i < cache->ahead_count; i++) {
+    const bool may_read = cache->reading < cache->readers && !cache->holding;
+    for (unsigned i = 0; may_read && i < cache->ahead_count; i++) {
         ahead_load *other = &cache->ahead[i];
         const bool begun = has_work(&other->load, LOAD_READING);
         if (!other->used || other->asked_for || (!begun && !has_work(&other->load, LOAD_NEW)))
             continue;
         if (begun)
-            return &other->load;
+            return (work){.load = &other->load, .reads = true};
         if (!first || other->rank < first->rank)
             first = other;
     }
     if (first)
-        return &first->load;
-    *reads = false;
+        return (work){.load = &first->load, .reads = true};
     for (unsigned i = 0; i < cache->ahead_count; i++)
         if (cache->ahead[i].used && can_take(cache, &cache->ahead[i].load))
-            return &cache->ahead[i].load;
-    return NULL;
+            return (work){.load = &cache->ahead[i].load};
+    return (work){0};
 }
 
-static expert_load *find_work(q3_expert_cache *cache, bool *reads)
+static work find_work(q3_expert_cache *cache)
 {
-    expert_load *load = find_asked(cache, reads);
-    return load ? load : find_expected(cache, reads);
-}
-
-static bool is_ahead(const q3_expert_cache *cache, const expert_load *load)
-{
-    for (unsigned i = 0; i < cache->ahead_count; i++)
-        if (load == &cache->ahead[i].load)
-            return !cache->ahead[i].asked_for;
-    return false;
+    const work asked = find_asked(cache);
+    return asked.load ? asked : find_expected(cache);
 }
 
 // Keeps the time in which the disk is in use; called after each change that may begin or end it.
@@ -208,20 +205,6 @@ static void note_use(q3_expert_cache *cache)
     if (!in_use)
         cache->counts.reading_seconds += now - cache->in_use_since;
     cache->in_use_since = now;
-}
-
-static void begin_reading(q3_expert_cache *cache, bool ahead)
-{
-    cache->reading++;
-    cache->reading_ahead += ahead;
-    note_use(cache);
-}
-
-static void end_reading(q3_expert_cache *cache, bool ahead)
-{
-    cache->reading--;
-    cache->reading_ahead -= ahead;
-    note_use(cache);
 }
 
 static void fail_load(expert_load *load, const q3_error *error)
@@ -306,24 +289,26 @@ static void take_load(q3_expert_cache *cache, expert_load *load, q3_frame_reader
 
 static void read_load(q3_expert_cache *cache, expert_load *load, unsigned thread)
 {
-    const bool ahead = is_ahead(cache, load);
-    begin_reading(cache, ahead);
+    cache->reading++;
+    note_use(cache);
     if (load->state == LOAD_NEW)
         open_load(cache, load);
     if (has_work(load, LOAD_READING))
         read_piece(cache, load, &cache->pieces[thread]);
     else if (load->file.size == 0 && !load->failed && !load->dropped)
         take_load(cache, load, &cache->frame_readers[thread]);
-    end_reading(cache, ahead);
+    cache->reading--;
+    note_use(cache);
     // This thread may have another piece to read.
     if (can_take(cache, load))
         pthread_cond_signal(&cache->work);
 }
 
-static void work_on(q3_expert_cache *cache, expert_load *load, bool reads, unsigned thread)
+static void work_on(q3_expert_cache *cache, work next, unsigned thread)
 {
+    expert_load *load = next.load;
     load->busy++;
-    if (reads)
+    if (next.reads)
         read_load(cache, load, thread);
     else
         take_load(cache, load, &cache->frame_readers[thread]);
@@ -340,16 +325,39 @@ static void work_on(q3_expert_cache *cache, expert_load *load, bool reads, unsig
     pthread_cond_signal(&cache->arrival);
 }
 
+// The first form of the kernel's struct sched_attr, which C libraries before glibc 2.41 do not have
+// and whose header of the kernel's cannot be included beside theirs.
+typedef struct scheduling {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime, deadline, period; // nanoseconds
+} scheduling;
+
+// Lets the thread go before those that compute as soon as it is woken: it has little to do then,
+// and until it is done the disk has less to do, or nothing. A short time slice does that without
+// privileges in Linux 6.12 and later (sched_setattr(2)); older ones ignore it.
+static void ask_for_short_slices(void)
+{
+    enum { SLICE_NS = 100000 };
+    scheduling mine = {0};
+    if (syscall(SYS_sched_getattr, 0, &mine, sizeof mine, 0) == 0 && mine.policy == SCHED_OTHER) {
+        mine.runtime = SLICE_NS;
+        (void)syscall(SYS_sched_setattr, 0, &mine, 0);
+    }
+}
+
 static void *run_reader(void *argument)
 {
     q3_expert_cache *cache = argument;
+    ask_for_short_slices();
     pthread_mutex_lock(&cache->lock);
     const unsigned thread = cache->started++;
     while (!cache->closing) {
-        bool reads;
-        expert_load *load = find_work(cache, &reads);
-        if (load)
-            work_on(cache, load, reads, thread);
+        const work next = find_work(cache);
+        if (next.load)
+            work_on(cache, next, thread);
         else
             pthread_cond_wait(&cache->work, &cache->lock);
     }
@@ -616,7 +624,6 @@ void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32
                             uint32_t count, bool after_visit)
 {
     const layer_set *set = &cache->layers[layer];
-    bool reads;
     pthread_mutex_lock(&cache->lock);
     cache->holding = after_visit;
     for (unsigned i = 0; i < cache->ahead_count; i++) {
@@ -641,7 +648,7 @@ void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32
         ahead->load = (expert_load){
             .layer = layer, .expert = experts[i], .memory = ahead->memory, .file = {.fd = -1}};
     }
-    if (find_work(cache, &reads))
+    if (find_work(cache).load)
         pthread_cond_signal(&cache->work);
     pthread_mutex_unlock(&cache->lock);
 }
@@ -709,8 +716,7 @@ static void ask(visiting *v)
     cache->asked = v->asked;
     cache->holding = false;
     note_use(cache);
-    bool reads;
-    if (v->asked > before || find_work(cache, &reads))
+    if (v->asked > before || find_work(cache).load)
         pthread_cond_broadcast(&cache->work);
     pthread_mutex_unlock(&cache->lock);
 }
