@@ -330,7 +330,7 @@ static bool prefer_direct(double buffered, double direct, uint64_t expert_bytes,
     if (direct == 0 || cache_bytes >= expert_bytes)
         return false;
     const double missed = 1 - (double)cache_bytes / (double)expert_bytes;
-    return buffered > 0 ? direct * missed > 1.1 * buffered : missed > 0.5;
+    return direct * missed > 0.5 * buffered && (buffered > 0 || missed > 0.5);
 }
 
 static bool reaches(const q3_disk_rate *rate, double bytes_per_second)

@@ -76,11 +76,13 @@ typedef struct q3_io_choice {
 //
 // A share h = cache_bytes / expert_bytes (1 at most) of the reads will be served by the page cache,
 // if it is used. So buffered reads go at their measured rate B / (1 - h), and direct ones at their
-// rate D always. Direct is chosen when the file system takes it, h is below 1, and D > 1.1 B / (1 -
-// h). B and D are the best over the numbers of readers. A rate counts as the disk's when at most a
-// tenth of its bytes was cached; where B was never seen like that, direct is chosen when h is below
-// one half. The number of readers is the smallest that reaches 0.95 of the mode's best rate, but
-// two instead of one if they reach 0.8; 4 when none was measured.
+// rate D always. But buffered ones are copied by processors that are to compute: with these busy
+// they came to 0.4 of B, direct ones to 0.9 of D. So direct is chosen when the file system takes
+// it, h is below 1, and D > B / 2 / (1 - h). B and D are the best over the numbers of readers. A
+// rate counts as the disk's when at most a tenth of its bytes was cached; where B was never seen
+// like that, direct is chosen when h is below one half. The number of readers is the smallest that
+// reaches 0.95 of the mode's best rate, but two instead of one if they reach 0.8; 4 when none was
+// measured.
 q3_io_choice q3_choose_io(const q3_disk_probe *probe, q3_io_mode wanted, uint64_t expert_bytes,
                           uint64_t cache_bytes);
 

@@ -101,7 +101,8 @@ static void rule(void **state)
 {
     (void)state;
     const double slow[] = {0.5, 1.0, 1.5, 1.5}, fast[] = {1.0, 2.0, 3.0, 2.0};
-    const double flat[] = {1.94, 1.96, 2.0, 1.98}, little[] = {1.6, 1.6, 1.6, 1.6};
+    const double flat[] = {1.94, 1.96, 2.0, 1.98}, slower[] = {0.8, 0.8, 0.8, 0.8};
+    const double slowest[] = {0.7, 0.7, 0.7, 0.7};
     const double falling[] = {2.0, 1.6, 1.2, 1.1}, alone[] = {2.0, 1.5, 1.2, 1.1};
     const double memory_rate[] = {4, 7, 8, 8};
 
@@ -109,11 +110,12 @@ static void rule(void **state)
     expect(make_probe(slow, 0, NULL), 100, 0, Q3_IO_BUFFERED, 4, 1.5);
     expect(make_probe(slow, 0, fast), 100, 100, Q3_IO_BUFFERED, 4, 1.5);
     expect(make_probe(slow, 0, fast), 0, 0, Q3_IO_BUFFERED, 4, 1.5);
-    // Faster by enough, for what the page cache cannot hold: 3.0 * (1 - h) against 1.1 * 1.5.
+    // Fast enough for what the page cache cannot hold: 3.0 * (1 - h) against 1.5 / 2.
     expect(make_probe(slow, 0, fast), 100, 0, Q3_IO_DIRECT, 4, 3.0);
-    expect(make_probe(slow, 0, fast), 100, 44, Q3_IO_DIRECT, 4, 3.0);
-    expect(make_probe(slow, 0, fast), 100, 46, Q3_IO_BUFFERED, 4, 1.5);
-    expect(make_probe(slow, 0, little), 100, 0, Q3_IO_BUFFERED, 4, 1.5);
+    expect(make_probe(slow, 0, fast), 100, 74, Q3_IO_DIRECT, 4, 3.0);
+    expect(make_probe(slow, 0, fast), 100, 76, Q3_IO_BUFFERED, 4, 1.5);
+    expect(make_probe(slow, 0, slower), 100, 0, Q3_IO_DIRECT, 2, 0.8);
+    expect(make_probe(slow, 0, slowest), 100, 0, Q3_IO_BUFFERED, 4, 1.5);
     // Two readers that give as much as several are enough; one, when it gives much more.
     expect(make_probe(flat, 0, NULL), 100, 0, Q3_IO_BUFFERED, 2, 2.0);
     expect(make_probe(falling, 0, NULL), 100, 0, Q3_IO_BUFFERED, 2, 2.0);
