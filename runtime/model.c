@@ -683,10 +683,30 @@ static bool load_layer(q3_model *model, uint32_t index, const q3_team *team, q3_
     return true;
 }
 
+// What is read frame by frame leaves the disk without work while a frame is decoded.
+static bool prefetch_dense(const q3_model *model, q3_error *err)
+{
+    for (size_t i = 0; i < model->set.file_count; i++) {
+        q3_file file;
+        char name[Q3_PLACE_PATH_MAX];
+        if (model->file_bytes[model->form][i] == 0 || model->set.files[i].place.part == Q3_EXPERT)
+            continue;
+        char *path = q3_set_path(&model->set, q3_place_path(&model->set.files[i].place, name), err);
+        const bool ok = path && q3_file_open(path, &file, err);
+        free(path);
+        if (!ok)
+            return false;
+        q3_file_prefetch(&file);
+        q3_file_close(&file);
+    }
+    return true;
+}
+
 bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err)
 {
     q3_matrix by_role[ROLES];
-    if (!q3_region_create(q3_model_dense_bytes(model), &model->dense, err))
+    if (!q3_region_create(q3_model_dense_bytes(model), &model->dense, err) ||
+        !prefetch_dense(model, err))
         return false;
     for (uint32_t i = 0; i < model->config->num_hidden_layers; i++)
         if (!q3_check_interrupt(err) || !load_layer(model, i, team, err))

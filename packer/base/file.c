@@ -83,6 +83,12 @@ bool q3_file_open_whole(const char *path, bool direct, q3_file *file, q3_error *
     return q3_file_open(path, file, err);
 }
 
+void q3_file_prefetch(const q3_file *file)
+{
+    // Where the system cannot, nothing is lost.
+    (void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_WILLNEED);
+}
+
 void q3_file_close(q3_file *file)
 {
     if (file->path) {

@@ -7,6 +7,7 @@
 #include "pool/profile.h"
 
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,8 +21,20 @@ q3_run_options q3_options = {.pool_warning = 25,
                              .bench_tokens = 64,
                              .repetitions = 5};
 
-static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
+// The tokenizer of a pack. It takes a processor a fifth of a second, so a thread opens it while the
+// engine is opened, which waits for the disk.
+typedef struct opening {
+    const char *pack;
+    pthread_t thread;
+    bool in_thread;
+    bool ok;
+    q3_tokenizer *tokenizer; // if it is
+    q3_error error;          // if it is not
+} opening;
+
+static bool open_tokenizer(const char *pack, q3_tokenizer **tokenizer, q3_error *err)
 {
+    q3_set set;
     q3_tokenizer_files files = {.vocab_name = "vocab.json",
                                 .merges_name = "merges.txt",
                                 .config_name = "tokenizer_config.json"};
@@ -32,17 +45,46 @@ static bool open_tokenizer(q3_loaded *loaded, q3_error *err)
                   {files.merges_name, &files.merges},
                   {files.config_name, &files.config}};
     char *text[3] = {NULL};
+    if (!q3_set_open(pack, &set, err))
+        return false;
     bool ok = true;
     for (size_t i = 0; ok && i < 3; i++) {
         size_t size;
-        ok = q3_engine_load_file(loaded->engine, wanted[i].name, &text[i], &size, err);
+        ok = q3_set_load_copy(&set, wanted[i].name, &text[i], &size, err);
         if (ok)
             *wanted[i].bytes = (q3_bytes){(const uint8_t *)text[i], size};
     }
-    ok = ok && q3_tokenizer_open_memory(&files, &loaded->tokenizer, err);
+    q3_set_close(&set);
+    ok = ok && q3_tokenizer_open_memory(&files, tokenizer, err);
     for (size_t i = 0; i < 3; i++)
         free(text[i]);
     return ok;
+}
+
+static void *run_opening(void *argument)
+{
+    opening *o = argument;
+    o->ok = open_tokenizer(o->pack, &o->tokenizer, &o->error);
+    return NULL;
+}
+
+static void begin_opening(opening *o, const char *pack)
+{
+    *o = (opening){.pack = pack};
+    o->in_thread = pthread_create(&o->thread, NULL, run_opening, o) == 0;
+    if (!o->in_thread)
+        run_opening(o);
+}
+
+// Waits for the thread, too, when the engine could not be opened.
+static bool end_opening(opening *o, q3_loaded *loaded, q3_error *err)
+{
+    if (o->in_thread)
+        pthread_join(o->thread, NULL);
+    loaded->tokenizer = o->tokenizer;
+    if (!o->ok)
+        *err = o->error;
+    return o->ok;
 }
 
 // What the pack's generation_config.json says, and over it the command line.
@@ -195,10 +237,17 @@ bool q3_loaded_open_for(const char *pack, bool speaks, uint32_t sessions, uint32
     options.sessions = sessions;
     options.kept_logits = kept_logits;
     options.tokenizer = speaks;
-    const bool ok = q3_engine_open(pack, &options, &loaded->engine, err) &&
-                    q3_session_create(loaded->engine, &loaded->session, err) &&
-                    make_room(loaded, err) && begin_trace(loaded, err) &&
-                    (!speaks || (open_tokenizer(loaded, err) && open_sampler(loaded, pack, err)));
+    opening tokenizer = {0};
+    if (speaks)
+        begin_opening(&tokenizer, pack);
+    bool ok = q3_engine_open(pack, &options, &loaded->engine, err) &&
+              q3_session_create(loaded->engine, &loaded->session, err) && make_room(loaded, err) &&
+              begin_trace(loaded, err);
+    if (speaks) {
+        q3_error later;
+        ok = end_opening(&tokenizer, loaded, ok ? err : &later) && ok &&
+             open_sampler(loaded, pack, err);
+    }
     if (!ok) {
         q3_loaded_close(loaded);
         return false;
