@@ -6,8 +6,8 @@
 #include "base/json.h"
 #include "checkpoint_writer.h"
 #include "engine.h"
+#include "json.h"
 #include "set.h"
-#include "support.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -562,23 +562,14 @@ static void expect_array(gguf *file, const char *key, uint32_t type, uint64_t co
     assert_int_equal(take(file, 8), count);
 }
 
-static cJSON *parse_file(const char *path)
-{
-    char *data = q3_test_read(path, NULL);
-    cJSON *json = cJSON_Parse(data);
-    assert_non_null(json);
-    free(data);
-    return json;
-}
-
 static void check_tokenizer(gguf *file)
 {
     enum { BASE = 1400, TOKENS = 1433 };
     static const char *tokens[VOCABULARY];
     static uint32_t types[VOCABULARY];
     char padding[VOCABULARY - TOKENS][16];
-    cJSON *vocab = parse_file(Q3_TEST_MODEL_DIR "/vocab.json");
-    cJSON *config = parse_file(Q3_TEST_MODEL_DIR "/tokenizer_config.json");
+    cJSON *vocab = q3_test_load_json(Q3_TEST_MODEL_DIR "/vocab.json");
+    cJSON *config = q3_test_load_json(Q3_TEST_MODEL_DIR "/tokenizer_config.json");
     const cJSON *item;
     assert_int_equal(cJSON_GetArraySize(vocab), BASE);
     cJSON_ArrayForEach(item, vocab)
@@ -586,11 +577,11 @@ static void check_tokenizer(gguf *file)
         tokens[item->valueint] = item->string;
         types[item->valueint] = 1;
     }
-    cJSON_ArrayForEach(item, q3_json_find(config, "added_tokens_decoder"))
+    cJSON_ArrayForEach(item, q3_test_member(config, "added_tokens_decoder"))
     {
         const int id = atoi(item->string);
-        tokens[id] = q3_json_find(item, "content")->valuestring;
-        types[id] = cJSON_IsTrue(q3_json_find(item, "special")) ? 3 : 4;
+        tokens[id] = q3_test_string(item, "content");
+        types[id] = cJSON_IsTrue(q3_test_member(item, "special")) ? 3 : 4;
     }
     for (unsigned i = TOKENS; i < VOCABULARY; i++) {
         assert_null(tokens[i]);
@@ -612,8 +603,7 @@ static void check_tokenizer(gguf *file)
     expect_array(file, "tokenizer.ggml.merges", 8, BASE - 256);
     while ((line = strtok_r(NULL, "\n", &rest)) != NULL)
         take_string(file, line);
-    expect_text(file, "tokenizer.chat_template",
-                q3_json_find(config, "chat_template")->valuestring);
+    expect_text(file, "tokenizer.chat_template", q3_test_string(config, "chat_template"));
     expect_u32(file, "tokenizer.ggml.eos_token_id", 1402);
     expect_u32(file, "tokenizer.ggml.padding_token_id", 1400);
     expect_u32(file, "tokenizer.ggml.bos_token_id", 1400);
@@ -830,7 +820,7 @@ static void test_templates(void **state)
     char *path = q3_test_path("%s/tokenizer_config.json", model);
     char *jinja = q3_test_path("%s/chat_template.jinja", model),
          *processor = q3_test_path("%s/chat_template.json", model);
-    cJSON *config = parse_file(path);
+    cJSON *config = q3_test_load_json(path);
     q3_test_write_text(processor, "{\"chat_template\": \"from the processor\"}");
     const struct {
         const char *tokenizer, *jinja, *expected;
@@ -1078,14 +1068,14 @@ static int prepare(void **state)
     all = extract(Q3_TEST_MODEL_DIR, "all", "--components", "all");
     text = extract(Q3_TEST_MODEL_DIR, "text", "--components", "text");
     pool_path = scratch("pool.json");
-    cJSON *reference = parse_file(Q3_TEST_REFERENCE);
+    cJSON *reference = q3_test_load_json(Q3_TEST_REFERENCE);
     const cJSON *pool, *layer, *item;
-    cJSON_ArrayForEach(pool, q3_json_find(reference, "pools"))
+    cJSON_ArrayForEach(pool, q3_test_member(reference, "pools"))
     {
-        if (q3_json_find(pool, "size")->valueint != KEPT)
+        if (q3_test_number(pool, "size") != KEPT)
             continue;
         uint32_t at = 0;
-        cJSON_ArrayForEach(layer, q3_json_find(pool, "experts"))
+        cJSON_ArrayForEach(layer, q3_test_member(pool, "experts"))
         {
             bool in[EXPERTS] = {false};
             uint32_t count = 0;

@@ -3,10 +3,9 @@
 // Memory and speed from the command line: plan, traces and their replay, bench, and the options
 // that must not change a byte of the output.
 #include "base/cpu.h"
-#include "support.h"
+#include "json.h"
 #include "trace.h"
 
-#include <cJSON.h>
 #include <errno.h>
 #include <math.h>
 #include <signal.h>
@@ -29,11 +28,8 @@ static int make_pack(void **state)
     trace = q3_test_path("%s/trace", directory);
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--quiet", NULL), 0,
                    "");
-    size_t size;
-    char *text = q3_test_read(Q3_TEST_REFERENCE, &size);
-    reference = cJSON_ParseWithLength(text, size);
-    free(text);
-    return reference ? 0 : -1;
+    reference = q3_test_load_json(Q3_TEST_REFERENCE);
+    return 0;
 }
 
 static int remove_pack(void **state)
@@ -48,31 +44,7 @@ static int remove_pack(void **state)
 
 static const cJSON *prompt_at(int index)
 {
-    return cJSON_GetArrayItem(cJSON_GetObjectItem(reference, "prompts"), index);
-}
-
-static cJSON *parse(const char *text)
-{
-    cJSON *json = cJSON_Parse(text);
-    if (!json)
-        fail_msg("not JSON: %s", text);
-    return json;
-}
-
-static const cJSON *member(const cJSON *object, const char *key)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
-    if (!item)
-        fail_msg("no \"%s\"", key);
-    return item;
-}
-
-static double number(const cJSON *object, const char *key)
-{
-    const cJSON *item = member(object, key);
-    if (!cJSON_IsNumber(item))
-        fail_msg("\"%s\" is no number", key);
-    return item->valuedouble;
+    return q3_test_element(q3_test_member(reference, "prompts"), index);
 }
 
 // Fails unless the object has just these members, in this order.
@@ -150,7 +122,7 @@ static void test_batches(void **state)
 
 static char *prompt_ids(int index)
 {
-    char *ids = cJSON_PrintUnformatted(member(prompt_at(index), "ids"));
+    char *ids = cJSON_PrintUnformatted(q3_test_member(prompt_at(index), "ids"));
     ids[0] = ids[strlen(ids) - 1] = ' ';
     return ids;
 }
@@ -162,9 +134,9 @@ static void test_narrow_keys(void **state)
     double most = 0;
     for (int i = 0; i < 12; i++) {
         char *ids = prompt_ids(i), *text = logits(ids, "--kv", "bf16");
-        cJSON *json = parse(text);
-        const cJSON *expected = member(prompt_at(i), "last_logits")->child;
-        for (const cJSON *x = member(json, "logits")->child; x; x = x->next) {
+        cJSON *json = q3_test_parse_json(text);
+        const cJSON *expected = q3_test_member(prompt_at(i), "last_logits")->child;
+        for (const cJSON *x = q3_test_member(json, "logits")->child; x; x = x->next) {
             most = fmax(most, fabs(x->valuedouble - expected->valuedouble));
             expected = expected->next;
         }
@@ -175,11 +147,9 @@ static void test_narrow_keys(void **state)
     assert_true(most > 5e-4);
     assert_true(most < 0.1);
     for (int i = 0; i < 12; i++) {
-        char *expected =
-            q3_test_path("%s\n", cJSON_GetStringValue(member(prompt_at(i), "greedy_text")));
-        q3_test_result result =
-            q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "--kv", "bf16", "-p",
-                        cJSON_GetStringValue(member(prompt_at(i), "user")), NULL);
+        char *expected = q3_test_path("%s\n", q3_test_string(prompt_at(i), "greedy_text"));
+        q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "--kv", "bf16",
+                                            "-p", q3_test_string(prompt_at(i), "user"), NULL);
         assert_string_equal(result.out, expected);
         q3_test_expect(result, 0, "");
         free(expected);
@@ -205,14 +175,14 @@ static void test_io_statistics(void **state)
             q3_test_run(NULL, Q3_TEST_RUN, "score", pack, "--ids", "1 2 3", "-c", "64", "--stats",
                         "json", "--io", cases[i].io, "-m", cases[i].memory,
                         cases[i].readers ? "--readers" : NULL, cases[i].readers, NULL);
-        cJSON *json = parse(result.err);
+        cJSON *json = q3_test_parse_json(result.err);
         assert_int_equal(result.code, 0);
-        assert_int_equal(cJSON_IsTrue(member(json, "io_probed")), cases[i].probed);
+        assert_int_equal(cJSON_IsTrue(q3_test_member(json, "io_probed")), cases[i].probed);
         if (cases[i].found)
-            assert_string_equal(cJSON_GetStringValue(member(json, "io")), cases[i].found);
+            assert_string_equal(q3_test_string(json, "io"), cases[i].found);
         if (cases[i].found_readers)
-            assert_int_equal((int)number(json, "readers"), cases[i].found_readers);
-        assert_true(number(json, "readers") >= 1 && number(json, "readers") <= 8);
+            assert_int_equal((int)q3_test_number(json, "readers"), cases[i].found_readers);
+        assert_true(q3_test_number(json, "readers") >= 1 && q3_test_number(json, "readers") <= 8);
         cJSON_Delete(json);
         q3_test_result_free(&result);
     }
@@ -232,7 +202,7 @@ static cJSON *replay(const char *option, const char *value)
 {
     q3_test_result result =
         q3_test_run(NULL, Q3_TEST_RUN, "replay", pack, trace, "--json", option, value, NULL);
-    cJSON *json = parse(result.out);
+    cJSON *json = q3_test_parse_json(result.out);
     q3_test_expect(result, 0, "");
     return json;
 }
@@ -247,30 +217,33 @@ static void test_replay_is_exact(void **state)
         q3_test_result result =
             q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", STORY_PROMPT, "-t", "1", "-c",
                         "256", "--json", "--trace", trace, "-m", budgets[i], NULL);
-        cJSON *answer = parse(result.out);
-        const cJSON *statistics = member(answer, "statistics");
+        cJSON *answer = q3_test_parse_json(result.out);
+        const cJSON *statistics = q3_test_member(answer, "statistics");
         q3_test_expect(result, 0, "");
-        snprintf(slots, sizeof slots, "%.0f", number(statistics, "expert_slots_a_layer"));
+        snprintf(slots, sizeof slots, "%.0f", q3_test_number(statistics, "expert_slots_a_layer"));
         cJSON *json = replay("--slots", slots);
         expect_members(json, "tokens batches step slots");
         // The prompt's 19 tokens at once, then the answer's 106 without the last.
-        assert_int_equal((int)number(json, "tokens"), 19 + 105);
-        assert_int_equal((int)number(json, "batches"), 1 + 105);
-        const cJSON *row = member(json, "slots")->child;
+        assert_int_equal((int)q3_test_number(json, "tokens"), 19 + 105);
+        assert_int_equal((int)q3_test_number(json, "batches"), 1 + 105);
+        const cJSON *row = q3_test_member(json, "slots")->child;
         expect_members(row, "slots lru lrfu optimal");
-        expect_members(member(row, "lru"), "hits misses hit_rate");
-        const cJSON *ours = member(row, "lrfu");
-        assert_true(number(ours, "hits") == number(statistics, "expert_hits"));
-        assert_true(number(ours, "misses") == number(statistics, "expert_misses"));
-        assert_true(number(member(row, "optimal"), "hits") >= number(ours, "hits"));
+        expect_members(q3_test_member(row, "lru"), "hits misses hit_rate");
+        const cJSON *ours = q3_test_member(row, "lrfu");
+        assert_true(q3_test_number(ours, "hits") == q3_test_number(statistics, "expert_hits"));
+        assert_true(q3_test_number(ours, "misses") == q3_test_number(statistics, "expert_misses"));
+        assert_true(q3_test_number(q3_test_member(row, "optimal"), "hits") >=
+                    q3_test_number(ours, "hits"));
         cJSON_Delete(json);
         // The same slots from the budget.
         q3_test_result again = q3_test_run(NULL, Q3_TEST_RUN, "replay", pack, trace, "--json", "-t",
                                            "1", "-c", "256", "-m", budgets[i], NULL);
-        json = parse(again.out);
-        row = member(json, "slots")->child;
-        assert_true(number(row, "slots") == number(statistics, "expert_slots_a_layer"));
-        assert_true(number(member(row, "lrfu"), "hits") == number(statistics, "expert_hits"));
+        json = q3_test_parse_json(again.out);
+        row = q3_test_member(json, "slots")->child;
+        assert_true(q3_test_number(row, "slots") ==
+                    q3_test_number(statistics, "expert_slots_a_layer"));
+        assert_true(q3_test_number(q3_test_member(row, "lrfu"), "hits") ==
+                    q3_test_number(statistics, "expert_hits"));
         q3_test_expect(again, 0, "");
         cJSON_Delete(json);
         cJSON_Delete(answer);
@@ -296,19 +269,21 @@ static void test_replay_table(void **state)
         0);
     q3_test_expect(result, 0, "");
     cJSON *json = replay("--step", "1");
-    const cJSON *slots = member(json, "slots");
+    const cJSON *slots = q3_test_member(json, "slots");
     assert_int_equal(cJSON_GetArraySize(slots), 9);
-    const cJSON *last = cJSON_GetArrayItem(slots, 8);
-    assert_int_equal((int)number(last, "slots"), 128);
+    const cJSON *last = q3_test_element(slots, 8);
+    assert_int_equal((int)q3_test_number(last, "slots"), 128);
     // All that is needed is read once, whatever the policy.
-    assert_true(number(member(last, "lru"), "misses") == number(member(last, "optimal"), "misses"));
-    assert_true(number(member(last, "lru"), "hits") + number(member(last, "lru"), "misses") ==
+    assert_true(q3_test_number(q3_test_member(last, "lru"), "misses") ==
+                q3_test_number(q3_test_member(last, "optimal"), "misses"));
+    assert_true(q3_test_number(q3_test_member(last, "lru"), "hits") +
+                    q3_test_number(q3_test_member(last, "lru"), "misses") ==
                 4 * 6 * 8);
     cJSON_Delete(json);
     // At once, nothing is there, and nothing is needed twice.
     json = replay("--slots", "128");
-    const cJSON *row = member(json, "slots")->child;
-    assert_true(number(member(row, "lru"), "hits") == 0);
+    const cJSON *row = q3_test_member(json, "slots")->child;
+    assert_true(q3_test_number(q3_test_member(row, "lru"), "hits") == 0);
     cJSON_Delete(json);
 }
 
@@ -344,7 +319,7 @@ static void test_interrupted_trace(void **state)
     close(to[1]);
     close(from[0]);
     cJSON *json = replay(NULL, NULL);
-    assert_int_equal((int)number(json, "tokens"), 19 + 19);
+    assert_int_equal((int)q3_test_number(json, "tokens"), 19 + 19);
     cJSON_Delete(json);
 }
 
@@ -463,44 +438,46 @@ static void test_plan_json(void **state)
     (void)state;
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "plan", pack, PLAN_OPTIONS, "--json",
                                         "--slots", "8,128", "--kv", "bf16", NULL);
-    cJSON *json = parse(result.out);
+    cJSON *json = q3_test_parse_json(result.out);
     q3_test_expect(result, 0, "");
     expect_members(json, "memory context threads experts_a_layer expert_slots_a_layer "
                          "weight_bytes_a_token kv_bytes_a_token memory_bytes_per_second "
                          "disk_bytes_per_second expert_taking_seconds disk_was_cached io readers "
                          "experts_ahead hits_from "
                          "budgets");
-    const cJSON *memory = member(json, "memory");
+    const cJSON *memory = q3_test_member(json, "memory");
     expect_members(memory, "process dense embedding kv_cache scratch experts total budget minimum");
-    assert_true(number(memory, "kv_cache") == 98304);
-    assert_true(number(memory, "budget") == 14 << 20);
-    assert_true(number(json, "kv_bytes_a_token") == 49152);
-    assert_true(number(json, "memory_bytes_per_second") > 0);
-    assert_true(number(json, "disk_bytes_per_second") > 0);
-    assert_true(number(json, "expert_taking_seconds") > 0);
-    assert_string_equal(cJSON_GetStringValue(member(json, "hits_from")), "estimate");
-    const cJSON *budgets = member(json, "budgets");
+    assert_true(q3_test_number(memory, "kv_cache") == 98304);
+    assert_true(q3_test_number(memory, "budget") == 14 << 20);
+    assert_true(q3_test_number(json, "kv_bytes_a_token") == 49152);
+    assert_true(q3_test_number(json, "memory_bytes_per_second") > 0);
+    assert_true(q3_test_number(json, "disk_bytes_per_second") > 0);
+    assert_true(q3_test_number(json, "expert_taking_seconds") > 0);
+    assert_string_equal(q3_test_string(json, "hits_from"), "estimate");
+    const cJSON *budgets = q3_test_member(json, "budgets");
     assert_int_equal(cJSON_GetArraySize(budgets), 3);
-    const cJSON *first = cJSON_GetArrayItem(budgets, 0), *second = cJSON_GetArrayItem(budgets, 1),
-                *third = cJSON_GetArrayItem(budgets, 2);
+    const cJSON *first = q3_test_element(budgets, 0), *second = q3_test_element(budgets, 1),
+                *third = q3_test_element(budgets, 2);
     expect_members(first, "expert_slots_a_layer memory hit_rate disk_bytes_a_token "
                           "memory_tokens_per_second disk_tokens_per_second tokens_per_second");
-    assert_true(number(first, "memory") == number(memory, "total"));
-    assert_true(number(first, "expert_slots_a_layer") == number(json, "expert_slots_a_layer"));
-    assert_true(fabs(number(second, "hit_rate") - 0.37) < 1e-12);
-    assert_true(
-        number(second, "memory") ==
-        number(memory, "minimum") +
-            7 * (number(memory, "experts") - number(json, "experts_ahead") * EXPERT_SLOT_BYTES) /
-                number(json, "expert_slots_a_layer"));
-    const double seconds = 1 / number(second, "memory_tokens_per_second") +
-                           1 / number(second, "disk_tokens_per_second") +
-                           6 * 8 * (1 - 0.37) * number(json, "expert_taking_seconds");
-    assert_true(fabs(number(second, "tokens_per_second") * seconds - 1) < 1e-9);
-    assert_true(number(third, "hit_rate") == 1);
-    assert_true(number(third, "disk_bytes_a_token") == 0);
-    assert_true(cJSON_IsNull(member(third, "disk_tokens_per_second")));
-    assert_true(number(third, "tokens_per_second") == number(third, "memory_tokens_per_second"));
+    const double slots = q3_test_number(json, "expert_slots_a_layer"),
+                 ahead = q3_test_number(json, "experts_ahead");
+    assert_true(q3_test_number(first, "memory") == q3_test_number(memory, "total"));
+    assert_true(q3_test_number(first, "expert_slots_a_layer") == slots);
+    assert_true(fabs(q3_test_number(second, "hit_rate") - 0.37) < 1e-12);
+    const double one_a_layer =
+        (q3_test_number(memory, "experts") - ahead * EXPERT_SLOT_BYTES) / slots;
+    assert_true(q3_test_number(second, "memory") ==
+                q3_test_number(memory, "minimum") + 7 * one_a_layer);
+    const double seconds = 1 / q3_test_number(second, "memory_tokens_per_second") +
+                           1 / q3_test_number(second, "disk_tokens_per_second") +
+                           6 * 8 * (1 - 0.37) * q3_test_number(json, "expert_taking_seconds");
+    assert_true(fabs(q3_test_number(second, "tokens_per_second") * seconds - 1) < 1e-9);
+    assert_true(q3_test_number(third, "hit_rate") == 1);
+    assert_true(q3_test_number(third, "disk_bytes_a_token") == 0);
+    assert_true(cJSON_IsNull(q3_test_member(third, "disk_tokens_per_second")));
+    assert_true(q3_test_number(third, "tokens_per_second") ==
+                q3_test_number(third, "memory_tokens_per_second"));
     cJSON_Delete(json);
 }
 
@@ -514,13 +491,14 @@ static void test_plan_with_trace(void **state)
     cJSON *replayed = replay("--step", "1");
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "plan", pack, "--json", "--slots",
                                         "8,12,16,24,32,48,64,96,128", "--trace", trace, NULL);
-    cJSON *json = parse(result.out);
+    cJSON *json = q3_test_parse_json(result.out);
     q3_test_expect(result, 0, "");
-    assert_string_equal(cJSON_GetStringValue(member(json, "hits_from")), "trace");
+    assert_string_equal(q3_test_string(json, "hits_from"), "trace");
     for (int i = 0; i < 9; i++) {
-        const cJSON *row = cJSON_GetArrayItem(member(replayed, "slots"), i);
-        assert_true(number(cJSON_GetArrayItem(member(json, "budgets"), i + 1), "hit_rate") ==
-                    number(member(row, "lrfu"), "hit_rate"));
+        const cJSON *row = q3_test_element(q3_test_member(replayed, "slots"), i);
+        assert_true(
+            q3_test_number(q3_test_element(q3_test_member(json, "budgets"), i + 1), "hit_rate") ==
+            q3_test_number(q3_test_member(row, "lrfu"), "hit_rate"));
     }
     cJSON_Delete(json);
     cJSON_Delete(replayed);
@@ -554,30 +532,32 @@ static void test_bench(void **state)
     (void)state;
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "bench", pack, "-p", "8", "-n", "4",
                                         "-r", "2", "-t", "1", "--cpu", "c", "--json", NULL);
-    cJSON *json = parse(result.out);
+    cJSON *json = q3_test_parse_json(result.out);
     q3_test_expect(result, 0, "");
     expect_members(json, "kernels threads weights expert_slots_a_layer io readers memory_budget "
                          "memory_planned memory_peak depth repetitions memory_bytes_per_second "
                          "prefill decode");
-    assert_string_equal(cJSON_GetStringValue(member(json, "kernels")), "c");
-    assert_true(number(json, "threads") == 1);
-    assert_true(number(json, "expert_slots_a_layer") == 128);
-    assert_true(number(json, "repetitions") == 2);
-    assert_true(number(json, "memory_bytes_per_second") > 0);
-    assert_true(number(json, "memory_peak") > 0);
+    assert_string_equal(q3_test_string(json, "kernels"), "c");
+    assert_true(q3_test_number(json, "threads") == 1);
+    assert_true(q3_test_number(json, "expert_slots_a_layer") == 128);
+    assert_true(q3_test_number(json, "repetitions") == 2);
+    assert_true(q3_test_number(json, "memory_bytes_per_second") > 0);
+    assert_true(q3_test_number(json, "memory_peak") > 0);
     static const char *const names[] = {"prefill", "decode"};
     for (int i = 0; i < 2; i++) {
-        const cJSON *series = member(json, names[i]);
+        const cJSON *series = q3_test_member(json, names[i]);
         expect_members(series, "tokens tokens_per_second slowest fastest bytes_per_second "
                                "expert_misses_per_token disk_bytes_per_token "
                                "disk_bytes_per_second disk_busy_share "
                                "disk_bytes_per_second_reading disk_bytes_per_second_alone "
                                "experts_read_ahead_per_token experts_read_ahead_used_per_token "
                                "unused_bytes_per_token");
-        assert_true(number(series, "tokens") == (i ? 4 : 8));
-        assert_true(number(series, "slowest") <= number(series, "tokens_per_second"));
-        assert_true(number(series, "tokens_per_second") <= number(series, "fastest"));
-        assert_true(number(series, "bytes_per_second") > 0);
+        assert_true(q3_test_number(series, "tokens") == (i ? 4 : 8));
+        assert_true(q3_test_number(series, "slowest") <=
+                    q3_test_number(series, "tokens_per_second"));
+        assert_true(q3_test_number(series, "tokens_per_second") <=
+                    q3_test_number(series, "fastest"));
+        assert_true(q3_test_number(series, "bytes_per_second") > 0);
     }
     cJSON_Delete(json);
     result = q3_test_run(NULL, Q3_TEST_RUN, "bench", pack, "-p", "0", "-n", "2", "-r", "1", "-d",
@@ -610,25 +590,25 @@ static void test_bench_ahead(void **state)
             NULL, Q3_TEST_RUN, "bench", pack, "-p", "0", "-n", "12", "-r", "2", "-t", "1", "-c",
             "64", "--cpu", "c", "-m", "14M", "--io", i < 3 ? "buffered" : "direct", "--readers",
             readers[i], "--json", "--trace", trace, NULL);
-        cJSON *json = parse(result.out);
+        cJSON *json = q3_test_parse_json(result.out);
         q3_test_expect(result, 0, "");
-        assert_true(number(json, "expert_slots_a_layer") >= 13);
-        const cJSON *decode = member(json, "decode");
-        const double ahead = number(decode, "experts_read_ahead_per_token");
-        const double used = number(decode, "experts_read_ahead_used_per_token");
+        assert_true(q3_test_number(json, "expert_slots_a_layer") >= 13);
+        const cJSON *decode = q3_test_member(json, "decode");
+        const double ahead = q3_test_number(decode, "experts_read_ahead_per_token");
+        const double used = q3_test_number(decode, "experts_read_ahead_used_per_token");
         assert_true(used <= ahead && ahead <= 4 * 6);
-        assert_true(ahead > used || number(decode, "unused_bytes_per_token") == 0);
-        assert_true(number(decode, "disk_busy_share") > 0);
-        assert_true(number(decode, "disk_busy_share") <= 1);
-        assert_true(number(decode, "disk_bytes_per_second_reading") > 0);
-        assert_true((number(decode, "disk_bytes_per_second_alone") > 0) == (i == 3));
+        assert_true(ahead > used || q3_test_number(decode, "unused_bytes_per_token") == 0);
+        assert_true(q3_test_number(decode, "disk_busy_share") > 0);
+        assert_true(q3_test_number(decode, "disk_busy_share") <= 1);
+        assert_true(q3_test_number(decode, "disk_bytes_per_second_reading") > 0);
+        assert_true((q3_test_number(decode, "disk_bytes_per_second_alone") > 0) == (i == 3));
         if (i == 0) {
-            misses = number(decode, "expert_misses_per_token");
-            bytes = number(decode, "disk_bytes_per_token");
+            misses = q3_test_number(decode, "expert_misses_per_token");
+            bytes = q3_test_number(decode, "disk_bytes_per_token");
             assert_true(misses > 0 && bytes > 0);
-        } else if (number(json, "expert_slots_a_layer") == 13) {
-            assert_true(number(decode, "expert_misses_per_token") == misses);
-            assert_true(number(decode, "disk_bytes_per_token") == bytes);
+        } else if (q3_test_number(json, "expert_slots_a_layer") == 13) {
+            assert_true(q3_test_number(decode, "expert_misses_per_token") == misses);
+            assert_true(q3_test_number(decode, "disk_bytes_per_token") == bytes);
         }
         cJSON_Delete(json);
     }
@@ -643,8 +623,8 @@ static void test_bench_trace(void **state)
                                         "-r", "2", "-d", "5", "--trace", trace, NULL);
     q3_test_expect(result, 0, "");
     cJSON *json = replay(NULL, NULL);
-    assert_int_equal((int)number(json, "tokens"), 5 + 3 * 8 + 3 * 4);
-    assert_int_equal((int)number(json, "batches"), 1 + 3 + 3 * 4);
+    assert_int_equal((int)q3_test_number(json, "tokens"), 5 + 3 * 8 + 3 * 4);
+    assert_int_equal((int)q3_test_number(json, "batches"), 1 + 3 + 3 * 4);
     cJSON_Delete(json);
 }
 

@@ -2,9 +2,8 @@
 //
 // q3-run profile and ladder, and how pools, soft pools and biases lead the router, as a person uses
 // them.
-#include "support.h"
+#include "json.h"
 
-#include <cJSON.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
@@ -21,36 +20,6 @@ enum { LAYERS = 6, EXPERTS = 128, TOP_K = 8, VOCABULARY = 1536 };
 
 static char *directory, *pack, *pool48;
 
-static cJSON *parse(const char *text)
-{
-    cJSON *json = cJSON_Parse(text);
-    if (!json)
-        fail_msg("not JSON: %.80s", text);
-    return json;
-}
-
-static cJSON *load(const char *path)
-{
-    char *text = q3_test_read(path, NULL);
-    cJSON *json = parse(text);
-    free(text);
-    return json;
-}
-
-static const cJSON *at(const cJSON *object, const char *key)
-{
-    const cJSON *item = cJSON_GetObjectItemCaseSensitive(object, key);
-    if (!item)
-        fail_msg("no \"%s\"", key);
-    return item;
-}
-
-static double number(const cJSON *object, const char *key)
-{
-    assert_true(cJSON_IsNumber(at(object, key)));
-    return at(object, key)->valuedouble;
-}
-
 static int make_pack(void **state)
 {
     (void)state;
@@ -60,16 +29,14 @@ static int make_pack(void **state)
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--quiet", NULL), 0,
                    "");
     // The reference's pool of 48 for stories.
-    size_t size;
-    char *text = q3_test_read(Q3_TEST_REFERENCE, &size);
-    cJSON *reference = cJSON_ParseWithLength(text, size);
-    free(text);
+    cJSON *reference = q3_test_load_json(Q3_TEST_REFERENCE);
     const cJSON *pool;
-    cJSON_ArrayForEach(pool, at(reference, "pools"))
+    cJSON_ArrayForEach(pool, q3_test_member(reference, "pools"))
     {
-        if (strcmp(at(pool, "domain")->valuestring, "story") != 0 || number(pool, "size") != 48)
+        if (strcmp(q3_test_string(pool, "domain"), "story") != 0 ||
+            q3_test_number(pool, "size") != 48)
             continue;
-        char *layers = cJSON_PrintUnformatted(at(pool, "experts"));
+        char *layers = cJSON_PrintUnformatted(q3_test_member(pool, "experts"));
         char *file = q3_test_path("{\"layers\": %s}", layers);
         q3_test_write_text(pool48, file);
         free(file);
@@ -112,7 +79,7 @@ static char *output_of(q3_test_result result)
 // A phase's numbers of one kind, summed over the experts of a layer.
 static double layer_sum(const cJSON *phase, const char *measure, int layer)
 {
-    const cJSON *list = cJSON_GetArrayItem(at(phase, measure), layer), *item;
+    const cJSON *list = q3_test_element(q3_test_member(phase, measure), layer), *item;
     double sum = 0;
     assert_int_equal(cJSON_GetArraySize(list), EXPERTS);
     cJSON_ArrayForEach(item, list) sum += item->valuedouble;
@@ -123,8 +90,8 @@ static double layer_sum(const cJSON *phase, const char *measure, int layer)
 // whole softmax sums to 1, too.
 static void check_phase(const cJSON *profile, const char *name, double tokens)
 {
-    const cJSON *phase = at(profile, name);
-    assert_true(number(phase, "tokens") == tokens);
+    const cJSON *phase = q3_test_member(profile, name);
+    assert_true(q3_test_number(phase, "tokens") == tokens);
     for (int i = 0; i < LAYERS; i++) {
         assert_true(layer_sum(phase, "chosen", i) == tokens * TOP_K);
         assert_true(fabs(layer_sum(phase, "weight", i) - tokens) <= 1e-5 * tokens);
@@ -160,14 +127,14 @@ static void test_profile_of_text(void **state)
     assert_string_equal(out, expected);
     free(expected);
     free(out);
-    cJSON *profile = load(whole);
+    cJSON *profile = q3_test_load_json(whole);
     check_phase(profile, "prompt", tokens);
     check_phase(profile, "answer", 0);
-    const cJSON *texts = at(profile, "texts");
+    const cJSON *texts = q3_test_member(profile, "texts");
     assert_int_equal(cJSON_GetArraySize(texts), 1);
-    assert_string_equal(at(texts->child, "name")->valuestring, text);
-    assert_true(number(texts->child, "prompt_tokens") == tokens);
-    assert_true(number(texts->child, "answer_tokens") == 0);
+    assert_string_equal(q3_test_string(texts->child, "name"), text);
+    assert_true(q3_test_number(texts->child, "prompt_tokens") == tokens);
+    assert_true(q3_test_number(texts->child, "answer_tokens") == 0);
     cJSON_Delete(profile);
     // Neither threads nor memory change a byte.
     free(output_of(q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "--file", text, "-o", same, "-t",
@@ -179,7 +146,7 @@ static void test_profile_of_text(void **state)
     // A text longer than the context is cut, and no token is lost.
     free(output_of(q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "--file", text, "-o", cut, "-c",
                                "50", NULL)));
-    profile = load(cut);
+    profile = q3_test_load_json(cut);
     check_phase(profile, "prompt", tokens);
     cJSON_Delete(profile);
     free(whole);
@@ -191,9 +158,9 @@ static double answer_tokens(const char *prompt, const char *max)
 {
     char *out = output_of(
         q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", prompt, "--json", "-n", max, NULL));
-    cJSON *answer = parse(out);
+    cJSON *answer = q3_test_parse_json(out);
     // The last one, a stop token or one too many, is not fed.
-    const double tokens = number(at(answer, "statistics"), "answer_tokens") - 1;
+    const double tokens = q3_test_number(q3_test_member(answer, "statistics"), "answer_tokens") - 1;
     cJSON_Delete(answer);
     free(out);
     return tokens;
@@ -203,8 +170,8 @@ static double prompt_tokens(const char *prompt)
 {
     char *out = output_of(
         q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", prompt, "--json", "-n", "0", NULL));
-    cJSON *answer = parse(out);
-    const double tokens = number(at(answer, "statistics"), "prompt_tokens");
+    cJSON *answer = q3_test_parse_json(out);
+    const double tokens = q3_test_number(q3_test_member(answer, "statistics"), "prompt_tokens");
     cJSON_Delete(answer);
     free(out);
     return tokens;
@@ -221,25 +188,25 @@ static void test_profile_of_prompts(void **state)
     assert_true(answered > 8);
     free(output_of(
         q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "--prompts", prompts, "-o", path, NULL)));
-    cJSON *profile = load(path);
+    cJSON *profile = q3_test_load_json(path);
     check_phase(profile, "prompt", prompted);
     check_phase(profile, "answer", answered);
     cJSON_Delete(profile);
     // A limit of length; a prompt on the command line is its own name.
     free(output_of(q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "--prompt", sum, "-p", capital,
                                "-n", "5", "-o", path, NULL)));
-    profile = load(path);
+    profile = q3_test_load_json(path);
     check_phase(profile, "prompt", prompted);
     check_phase(profile, "answer", answer_tokens(sum, "5") + answer_tokens(capital, "5"));
-    assert_true(number(at(profile, "answer"), "tokens") == 8);
-    assert_int_equal(cJSON_GetArraySize(at(profile, "texts")), 2);
-    assert_string_equal(at(at(profile, "texts")->child, "name")->valuestring, sum);
+    assert_true(q3_test_number(q3_test_member(profile, "answer"), "tokens") == 8);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(profile, "texts")), 2);
+    assert_string_equal(q3_test_string(q3_test_member(profile, "texts")->child, "name"), sum);
     cJSON_Delete(profile);
     // A system text is part of every prompt.
     free(output_of(q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "-p", sum, "-n", "1", "-s",
                                "You are brief.", "-o", path, NULL)));
-    profile = load(path);
-    assert_true(number(at(profile, "prompt"), "tokens") > prompt_tokens(sum));
+    profile = q3_test_load_json(path);
+    assert_true(q3_test_number(q3_test_member(profile, "prompt"), "tokens") > prompt_tokens(sum));
     check_phase(profile, "answer", 0);
     cJSON_Delete(profile);
     free(prompts);
@@ -258,11 +225,11 @@ static void check_sum(const cJSON *a, const cJSON *b, const cJSON *c)
                 for (int e = 0; e < EXPERTS; e++) {
                     const cJSON *of[] = {a, b, c};
                     double value[3] = {0};
-                    for (int k = 0; k < (c ? 3 : 2); k++)
-                        value[k] =
-                            cJSON_GetArrayItem(
-                                cJSON_GetArrayItem(at(at(of[k], phases[p]), measures[m]), i), e)
-                                ->valuedouble;
+                    for (int k = 0; k < (c ? 3 : 2); k++) {
+                        const cJSON *layers =
+                            q3_test_member(q3_test_member(of[k], phases[p]), measures[m]);
+                        value[k] = q3_test_element(q3_test_element(layers, i), e)->valuedouble;
+                    }
                     const double sum = value[1] + value[2];
                     assert_true(m == 0 ? value[0] == sum
                                        : fabs(value[0] - sum) <= 1e-12 * fabs(sum));
@@ -286,15 +253,15 @@ static void test_merge(void **state)
                                          : q3_test_run(NULL, Q3_TEST_RUN, "profile", pack, "-p",
                                                        prompt, "--merge", a, "-o", a, NULL);
         run_well(result);
-        cJSON *sum = load(i == 2 ? a : ab);
-        assert_int_equal(cJSON_GetArraySize(at(sum, "texts")), 2);
+        cJSON *sum = q3_test_load_json(i == 2 ? a : ab);
+        assert_int_equal(cJSON_GetArraySize(q3_test_member(sum, "texts")), 2);
         if (i < 2) {
-            cJSON *one = load(a), *other = load(b);
+            cJSON *one = q3_test_load_json(a), *other = q3_test_load_json(b);
             check_sum(sum, one, other);
             cJSON_Delete(one);
             cJSON_Delete(other);
         } else {
-            cJSON *before = load(ab);
+            cJSON *before = q3_test_load_json(ab);
             check_sum(sum, before, NULL);
             cJSON_Delete(before);
         }
@@ -360,8 +327,8 @@ static cJSON *logits(const char *a, const char *b, const char *c, const char *d)
 {
     char *out = output_of(q3_test_run(NULL, Q3_TEST_RUN, "logits", pack, "--ids",
                                       "282 198 447 12 99", a, b, c, d, NULL));
-    cJSON *json = parse(out);
-    assert_int_equal(cJSON_GetArraySize(at(json, "logits")), VOCABULARY);
+    cJSON *json = q3_test_parse_json(out);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(json, "logits")), VOCABULARY);
     free(out);
     return json;
 }
@@ -370,7 +337,8 @@ static cJSON *logits(const char *a, const char *b, const char *c, const char *d)
 static double difference(cJSON *one, cJSON *other)
 {
     double largest = 0;
-    const cJSON *a = at(one, "logits")->child, *b = at(other, "logits")->child;
+    const cJSON *a = q3_test_member(one, "logits")->child,
+                *b = q3_test_member(other, "logits")->child;
     for (; a && b; a = a->next, b = b->next)
         largest = fmax(largest, fabs(a->valuedouble - b->valuedouble));
     cJSON_Delete(one);
@@ -408,11 +376,12 @@ static void test_router_bias(void **state)
     assert_true(
         difference(logits("--router-bias", bias, NULL, NULL), logits(NULL, NULL, NULL, NULL)) > 0);
     // S * ln(score / mean score), centred: differences of biases are those of the logarithms.
-    cJSON *written = load(bias), *measured = load(profile);
-    assert_int_equal(cJSON_GetArraySize(at(written, "layers")), LAYERS);
+    cJSON *written = q3_test_load_json(bias), *measured = q3_test_load_json(profile);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(written, "layers")), LAYERS);
     for (int i = 0; i < LAYERS; i++) {
-        const cJSON *layer = cJSON_GetArrayItem(at(written, "layers"), i);
-        const cJSON *scores = cJSON_GetArrayItem(at(at(measured, "prompt"), "score"), i);
+        const cJSON *layer = q3_test_element(q3_test_member(written, "layers"), i);
+        const cJSON *scores =
+            q3_test_element(q3_test_member(q3_test_member(measured, "prompt"), "score"), i);
         const cJSON *b = layer->child, *s = scores->child;
         double sum = 0, lowest = INFINITY, shift = NAN;
         for (; s; s = s->next)
@@ -440,7 +409,7 @@ static cJSON *run_small(const char *bias)
         NULL, Q3_TEST_RUN, "score", pack, "--file", TEXTS "story-1.txt", "--step", "1", "-m", "23M",
         "-t", "1", "-c", "256", "--prefer-resident", bias, "--stats", "json", NULL);
     assert_int_equal(result.code, 0);
-    cJSON *statistics = parse(result.err);
+    cJSON *statistics = q3_test_parse_json(result.err);
     q3_test_result_free(&result);
     return statistics;
 }
@@ -449,10 +418,12 @@ static void test_prefer_resident(void **state)
 {
     (void)state;
     cJSON *without = run_small("0"), *with = run_small("2");
-    const double slots = number(without, "expert_slots_a_layer");
+    const double slots = q3_test_number(without, "expert_slots_a_layer");
     assert_true(slots >= TOP_K && slots < EXPERTS);
-    assert_true(number(with, "expert_misses") < number(without, "expert_misses") / 2);
-    assert_true(number(with, "expert_bytes_read") < number(without, "expert_bytes_read") / 2);
+    assert_true(q3_test_number(with, "expert_misses") <
+                q3_test_number(without, "expert_misses") / 2);
+    assert_true(q3_test_number(with, "expert_bytes_read") <
+                q3_test_number(without, "expert_bytes_read") / 2);
     cJSON_Delete(without);
     cJSON_Delete(with);
 }
@@ -466,10 +437,10 @@ static void test_outside_share(void **state)
         q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", STORY_PROMPT, "--pool", pool48,
                     "--stats", "json", "--pool-warning", "100", NULL);
     assert_int_equal(result.code, 0);
-    cJSON *statistics = parse(result.err);
-    const double share = number(statistics, "outside_share");
+    cJSON *statistics = q3_test_parse_json(result.err);
+    const double share = q3_test_number(statistics, "outside_share");
     assert_true(fabs(share - 0.465) < 0.001);
-    const cJSON *layers = at(statistics, "outside_share_layers"), *layer;
+    const cJSON *layers = q3_test_member(statistics, "outside_share_layers"), *layer;
     double sum = 0;
     assert_int_equal(cJSON_GetArraySize(layers), LAYERS);
     cJSON_ArrayForEach(layer, layers) sum += layer->valuedouble;
@@ -523,9 +494,10 @@ static void make_profiles(void)
 static const cJSON *row(const cJSON *ladder, int size, const char *chosen)
 {
     const cJSON *pool;
-    cJSON_ArrayForEach(pool, at(ladder, "pools"))
+    cJSON_ArrayForEach(pool, q3_test_member(ladder, "pools"))
     {
-        if (number(pool, "size") == size && strcmp(at(pool, "chosen")->valuestring, chosen) == 0)
+        if (q3_test_number(pool, "size") == size &&
+            strcmp(q3_test_string(pool, "chosen"), chosen) == 0)
             return pool;
     }
     fail_msg("no row %d %s", size, chosen);
@@ -542,21 +514,21 @@ static void test_ladder_order(void **state)
                     profiles[0], "--profile", profiles[1], "--profile", profiles[2], "--profile",
                     profiles[3], "--profile", profiles[4], "--profile", profiles[5], "--sizes",
                     "32,48,64,96", "-c", "256", "--json", NULL));
-    cJSON *ladder = parse(out);
+    cJSON *ladder = q3_test_parse_json(out);
     free(out);
-    assert_int_equal(cJSON_GetArraySize(at(ladder, "pools")), 16);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(ladder, "pools")), 16);
     double smaller = INFINITY;
     for (int i = 0; i < 4; i++) {
-        const double own = number(row(ladder, sizes[i], "own"), "mean_nll");
-        const double all = number(row(ladder, sizes[i], "all"), "mean_nll");
-        assert_true(number(row(ladder, sizes[i], "own"), "kl") <
-                    number(row(ladder, sizes[i], "all"), "kl"));
+        const double own = q3_test_number(row(ladder, sizes[i], "own"), "mean_nll");
+        const double all = q3_test_number(row(ladder, sizes[i], "all"), "mean_nll");
+        assert_true(q3_test_number(row(ladder, sizes[i], "own"), "kl") <
+                    q3_test_number(row(ladder, sizes[i], "all"), "kl"));
         assert_true(own < all);
-        assert_true(all < number(row(ladder, sizes[i], "first"), "mean_nll"));
-        assert_true(all < number(row(ladder, sizes[i], "random"), "mean_nll"));
+        assert_true(all < q3_test_number(row(ladder, sizes[i], "first"), "mean_nll"));
+        assert_true(all < q3_test_number(row(ladder, sizes[i], "random"), "mean_nll"));
         assert_true(own < smaller);
         smaller = own;
-        assert_true(number(row(ladder, sizes[i], "own"), "experts") == sizes[i] * LAYERS);
+        assert_true(q3_test_number(row(ladder, sizes[i], "own"), "experts") == sizes[i] * LAYERS);
     }
     cJSON_Delete(ladder);
 }
@@ -569,34 +541,34 @@ static void test_ladder_exact(void **state)
     char *out =
         output_of(q3_test_run(NULL, Q3_TEST_RUN, "ladder", pack, "-f", text, "--profile",
                               profiles[0], "--sizes", "128,48", "--compare-rules", "--json", NULL));
-    cJSON *ladder = parse(out);
+    cJSON *ladder = q3_test_parse_json(out);
     free(out);
     out = output_of(q3_test_run(NULL, Q3_TEST_RUN, "score", pack, "-f", text, "--json", NULL));
-    cJSON *score = parse(out);
+    cJSON *score = q3_test_parse_json(out);
     free(out);
-    const double full = number(score, "mean_nll");
-    assert_true(number(at(ladder, "full"), "mean_nll") == full);
-    assert_true(number(ladder, "tokens") == number(score, "tokens"));
+    const double full = q3_test_number(score, "mean_nll");
+    assert_true(q3_test_number(q3_test_member(ladder, "full"), "mean_nll") == full);
+    assert_true(q3_test_number(ladder, "tokens") == q3_test_number(score, "tokens"));
     static const char *const chosen[] = {"own", "coverage", "bytes", "first", "random"};
-    assert_int_equal(cJSON_GetArraySize(at(ladder, "pools")), 10);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(ladder, "pools")), 10);
     for (int i = 0; i < 5; i++) {
         const cJSON *last = row(ladder, 128, chosen[i]);
-        assert_true(number(row(ladder, 48, chosen[i]), "kl") > 0);
-        assert_true(number(row(ladder, 48, chosen[i]), "top1_agreement") < 1);
+        assert_true(q3_test_number(row(ladder, 48, chosen[i]), "kl") > 0);
+        assert_true(q3_test_number(row(ladder, 48, chosen[i]), "top1_agreement") < 1);
         // Experts that the profile has never seen add nothing to a coverage: these rules leave
         // them out.
-        if (number(last, "experts") < EXPERTS * LAYERS && i > 0 && i < 3)
+        if (q3_test_number(last, "experts") < EXPERTS * LAYERS && i > 0 && i < 3)
             continue;
-        assert_true(number(last, "mean_nll") == full);
-        assert_true(number(last, "perplexity") == exp(full));
-        assert_true(number(last, "kl") == 0);
-        assert_true(number(last, "top1_agreement") == 1);
-        assert_true(number(last, "outside_share") == 0);
+        assert_true(q3_test_number(last, "mean_nll") == full);
+        assert_true(q3_test_number(last, "perplexity") == exp(full));
+        assert_true(q3_test_number(last, "kl") == 0);
+        assert_true(q3_test_number(last, "top1_agreement") == 1);
+        assert_true(q3_test_number(last, "outside_share") == 0);
     }
     // Pools of other rules have no more experts, and hardly fewer.
-    assert_true(number(row(ladder, 48, "bytes"), "experts") == 48 * LAYERS);
-    assert_true(number(row(ladder, 48, "coverage"), "experts") <= 48 * LAYERS);
-    assert_true(number(row(ladder, 48, "coverage"), "experts") > 47 * LAYERS);
+    assert_true(q3_test_number(row(ladder, 48, "bytes"), "experts") == 48 * LAYERS);
+    assert_true(q3_test_number(row(ladder, 48, "coverage"), "experts") <= 48 * LAYERS);
+    assert_true(q3_test_number(row(ladder, 48, "coverage"), "experts") > 47 * LAYERS);
     cJSON_Delete(score);
     char *pool = in_directory("own48.json");
     q3_test_result made =
@@ -605,8 +577,9 @@ static void test_ladder_exact(void **state)
     q3_test_result_free(&made);
     out = output_of(q3_test_run(NULL, Q3_TEST_RUN, "score", pack, "-f", text, "--json", "--pool",
                                 pool, "--pool-warning", "100", NULL));
-    score = parse(out);
-    assert_true(number(row(ladder, 48, "own"), "mean_nll") == number(score, "mean_nll"));
+    score = q3_test_parse_json(out);
+    assert_true(q3_test_number(row(ladder, 48, "own"), "mean_nll") ==
+                q3_test_number(score, "mean_nll"));
     free(out);
     cJSON_Delete(score);
     cJSON_Delete(ladder);

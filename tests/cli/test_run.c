@@ -2,9 +2,8 @@
 //
 // q3-run as a person uses it: answers, conversations, scores, and what it says to wrong pools,
 // wrong command lines and damaged packs.
-#include "support.h"
+#include "json.h"
 
-#include <cJSON.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -27,11 +26,8 @@ static int make_pack(void **state)
     pack = q3_test_path("%s/pack", directory);
     q3_test_expect(q3_test_run(NULL, Q3_TEST_EXTRACT, Q3_TEST_MODEL_DIR, pack, "--quiet", NULL), 0,
                    "");
-    size_t size;
-    char *text = q3_test_read(Q3_TEST_REFERENCE, &size);
-    reference = cJSON_ParseWithLength(text, size);
-    free(text);
-    return reference ? 0 : -1;
+    reference = q3_test_load_json(Q3_TEST_REFERENCE);
+    return 0;
 }
 
 static int remove_pack(void **state)
@@ -45,15 +41,7 @@ static int remove_pack(void **state)
 
 static const cJSON *prompt_at(int index)
 {
-    return cJSON_GetArrayItem(cJSON_GetObjectItem(reference, "prompts"), index);
-}
-
-static const char *string_of(const cJSON *object, const char *key)
-{
-    const char *text = cJSON_GetStringValue(cJSON_GetObjectItem(object, key));
-    if (!text)
-        fail_msg("no string \"%s\"", key);
-    return text;
+    return q3_test_element(q3_test_member(reference, "prompts"), index);
 }
 
 // Fails unless the program ended well and wrote this.
@@ -69,9 +57,9 @@ static void test_generate(void **state)
 {
     (void)state;
     for (int i = 0; i < 12; i++) {
-        char *expected = q3_test_path("%s\n", string_of(prompt_at(i), "greedy_text"));
+        char *expected = q3_test_path("%s\n", q3_test_string(prompt_at(i), "greedy_text"));
         expect_output(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p",
-                                  string_of(prompt_at(i), "user"), NULL),
+                                  q3_test_string(prompt_at(i), "user"), NULL),
                       expected);
         if (i == 0)
             expect_output(q3_test_run(STORY_PROMPT, Q3_TEST_RUN, "generate", pack, "-p", "-", NULL),
@@ -84,9 +72,7 @@ static cJSON *generate_json(const char *option, const char *value)
 {
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", STORY_PROMPT,
                                         "--json", option, value, NULL);
-    cJSON *json = cJSON_Parse(result.out);
-    if (!json)
-        fail_msg("not JSON: %s %s", result.out, result.err);
+    cJSON *json = q3_test_parse_json(result.out);
     q3_test_expect(result, 0, "");
     return json;
 }
@@ -94,8 +80,8 @@ static cJSON *generate_json(const char *option, const char *value)
 static void expect_stop(const char *option, const char *value, const char *reason, int tokens)
 {
     cJSON *json = generate_json(option, value);
-    assert_string_equal(string_of(json, "stop_reason"), reason);
-    assert_int_equal(cJSON_GetArraySize(cJSON_GetObjectItem(json, "ids")), tokens);
+    assert_string_equal(q3_test_string(json, "stop_reason"), reason);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(json, "ids")), tokens);
     cJSON_Delete(json);
 }
 
@@ -116,23 +102,15 @@ static void test_stops(void **state)
                               "ve fox na", NULL),
                   "Once upon a time there was a bra\n");
     // The beginning of a stop text that does not come is not lost.
-    char *expected = q3_test_path("%s\n", string_of(prompt_at(0), "greedy_text"));
+    char *expected = q3_test_path("%s\n", q3_test_string(prompt_at(0), "greedy_text"));
     expect_output(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", STORY_PROMPT, "--stop",
                               "you find.!", NULL),
                   expected);
     free(expected);
     cJSON *json = generate_json("--stop", "fox");
-    assert_string_equal(string_of(json, "stop_reason"), "stop_text");
-    assert_string_equal(string_of(json, "text"), begin);
+    assert_string_equal(q3_test_string(json, "stop_reason"), "stop_text");
+    assert_string_equal(q3_test_string(json, "text"), begin);
     cJSON_Delete(json);
-}
-
-static double number_of(const cJSON *object, const char *key)
-{
-    const cJSON *item = cJSON_GetObjectItem(object, key);
-    if (!cJSON_IsNumber(item))
-        fail_msg("no number \"%s\"", key);
-    return item->valuedouble;
 }
 
 static void test_statistics(void **state)
@@ -141,24 +119,23 @@ static void test_statistics(void **state)
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", STORY_PROMPT,
                                         "--json", "--stats", "json", NULL);
     assert_int_equal(result.code, 0);
-    cJSON *json = cJSON_Parse(result.out), *line = cJSON_Parse(result.err);
-    assert_non_null(json);
-    assert_non_null(line);
-    assert_true(cJSON_Compare(cJSON_GetObjectItem(json, "ids"),
-                              cJSON_GetObjectItem(prompt_at(0), "greedy_ids"), true));
-    assert_string_equal(string_of(json, "text"), string_of(prompt_at(0), "greedy_text"));
-    const cJSON *statistics = cJSON_GetObjectItem(json, "statistics");
-    assert_int_equal((int)number_of(statistics, "prompt_tokens"), 19);
-    assert_int_equal((int)number_of(statistics, "answer_tokens"), 106);
-    assert_int_equal((int)number_of(statistics, "expert_slots_a_layer"), 128);
-    assert_int_equal((int)number_of(statistics, "pool_experts"), 768);
-    assert_true(number_of(statistics, "expert_misses") > 0);
-    assert_true(number_of(statistics, "expert_misses") <= 768);
-    assert_true(number_of(statistics, "expert_bytes_read") > 0);
-    assert_true(number_of(statistics, "memory_peak") > 0);
-    assert_string_equal(string_of(statistics, "answer_ids_hash"),
+    cJSON *json = q3_test_parse_json(result.out), *line = q3_test_parse_json(result.err);
+    assert_true(cJSON_Compare(q3_test_member(json, "ids"),
+                              q3_test_member(prompt_at(0), "greedy_ids"), true));
+    assert_string_equal(q3_test_string(json, "text"), q3_test_string(prompt_at(0), "greedy_text"));
+    const cJSON *statistics = q3_test_member(json, "statistics");
+    assert_int_equal((int)q3_test_number(statistics, "prompt_tokens"), 19);
+    assert_int_equal((int)q3_test_number(statistics, "answer_tokens"), 106);
+    assert_int_equal((int)q3_test_number(statistics, "expert_slots_a_layer"), 128);
+    assert_int_equal((int)q3_test_number(statistics, "pool_experts"), 768);
+    assert_true(q3_test_number(statistics, "expert_misses") > 0);
+    assert_true(q3_test_number(statistics, "expert_misses") <= 768);
+    assert_true(q3_test_number(statistics, "expert_bytes_read") > 0);
+    assert_true(q3_test_number(statistics, "memory_peak") > 0);
+    assert_string_equal(q3_test_string(statistics, "answer_ids_hash"),
                         "deaa6f38d71be7f8cb323fa3466f4bc0");
-    assert_string_equal(string_of(line, "answer_ids_hash"), "deaa6f38d71be7f8cb323fa3466f4bc0");
+    assert_string_equal(q3_test_string(line, "answer_ids_hash"),
+                        "deaa6f38d71be7f8cb323fa3466f4bc0");
     assert_true(strchr(result.err, '\n') == result.err + strlen(result.err) - 1);
     cJSON_Delete(line);
     cJSON_Delete(json);
@@ -180,7 +157,7 @@ static void test_sampling(void **state)
     q3_test_expect(same, 0, "");
     q3_test_expect(other, 0, "");
     // One candidate: greedy again.
-    char *expected = q3_test_path("%s\n", string_of(prompt_at(0), "greedy_text"));
+    char *expected = q3_test_path("%s\n", q3_test_string(prompt_at(0), "greedy_text"));
     expect_output(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", STORY_PROMPT,
                               "--temperature", "2", "--top-k", "1", NULL),
                   expected);
@@ -190,11 +167,11 @@ static void test_sampling(void **state)
 static void test_raw_and_ids(void **state)
 {
     (void)state;
-    char *expected = q3_test_path("%s\n", string_of(prompt_at(3), "greedy_text"));
+    char *expected = q3_test_path("%s\n", q3_test_string(prompt_at(3), "greedy_text"));
     expect_output(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "--raw", "-p",
-                              string_of(prompt_at(3), "text"), NULL),
+                              q3_test_string(prompt_at(3), "text"), NULL),
                   expected);
-    char *ids = cJSON_PrintUnformatted(cJSON_GetObjectItem(prompt_at(3), "ids"));
+    char *ids = cJSON_PrintUnformatted(q3_test_member(prompt_at(3), "ids"));
     ids[strlen(ids) - 1] = 0;
     expect_output(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "--ids", ids + 1, NULL),
                   expected);
@@ -205,18 +182,18 @@ static void test_raw_and_ids(void **state)
 static void test_chat(void **state)
 {
     (void)state;
-    const char *story = string_of(prompt_at(0), "greedy_text");
-    const char *sum = string_of(prompt_at(3), "greedy_text");
+    const char *story = q3_test_string(prompt_at(0), "greedy_text");
+    const char *sum = q3_test_string(prompt_at(3), "greedy_text");
     char *input = q3_test_path("%s\r\n\n/reset\n%s\n/exit\n%s\n", STORY_PROMPT,
-                               string_of(prompt_at(3), "user"), STORY_PROMPT);
+                               q3_test_string(prompt_at(3), "user"), STORY_PROMPT);
     char *expected = q3_test_path("%s\n%s\n", story, sum);
     expect_output(q3_test_run(input, Q3_TEST_RUN, "chat", pack, NULL), expected);
     free(expected);
     free(input);
     // Two turns give what the whole conversation as one prompt gives.
-    input = q3_test_path("%s\n%s", STORY_PROMPT, string_of(prompt_at(3), "user"));
-    char *whole = q3_test_path("%s%s<|im_end|>\n%s", string_of(prompt_at(0), "text"), story,
-                               string_of(prompt_at(3), "text"));
+    input = q3_test_path("%s\n%s", STORY_PROMPT, q3_test_string(prompt_at(3), "user"));
+    char *whole = q3_test_path("%s%s<|im_end|>\n%s", q3_test_string(prompt_at(0), "text"), story,
+                               q3_test_string(prompt_at(3), "text"));
     q3_test_result turns = q3_test_run(input, Q3_TEST_RUN, "chat", pack, NULL);
     q3_test_result prompt =
         q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "--raw", "-p", whole, NULL);
@@ -287,10 +264,10 @@ static void test_interrupt(void **state)
     int in, out, status;
     char text[4096];
     const pid_t child = start_chat(&in, &out);
-    char *line = q3_test_path("%s\n", string_of(prompt_at(3), "user"));
+    char *line = q3_test_path("%s\n", q3_test_string(prompt_at(3), "user"));
     assert_int_equal(write(in, line, strlen(line)), strlen(line));
     read_until(out, text, sizeof text, "\n");
-    char *expected = q3_test_path("%s\n", string_of(prompt_at(3), "greedy_text"));
+    char *expected = q3_test_path("%s\n", q3_test_string(prompt_at(3), "greedy_text"));
     assert_string_equal(text, expected);
     kill(child, SIGINT);
     read_until(out, text, sizeof text, "\n");
@@ -318,13 +295,13 @@ static void test_full_disk(void **state)
 static void test_logits(void **state)
 {
     (void)state;
-    char *ids = cJSON_PrintUnformatted(cJSON_GetObjectItem(prompt_at(0), "ids"));
+    char *ids = cJSON_PrintUnformatted(q3_test_member(prompt_at(0), "ids"));
     ids[strlen(ids) - 1] = 0;
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "logits", pack, "--ids", ids + 1, NULL);
     cJSON_free(ids);
-    cJSON *json = cJSON_Parse(result.out);
-    const cJSON *found = cJSON_GetObjectItem(json, "logits"), *item;
-    const cJSON *expected = cJSON_GetObjectItem(prompt_at(0), "last_logits");
+    cJSON *json = q3_test_parse_json(result.out);
+    const cJSON *found = q3_test_member(json, "logits"), *item;
+    const cJSON *expected = q3_test_member(prompt_at(0), "last_logits");
     assert_int_equal(cJSON_GetArraySize(found), cJSON_GetArraySize(expected));
     const cJSON *other = expected->child;
     cJSON_ArrayForEach(item, found)
@@ -341,16 +318,16 @@ static void test_score(void **state)
     (void)state;
     const cJSON *text;
     char *file = q3_test_path("%s/text.txt", directory);
-    cJSON_ArrayForEach(text, cJSON_GetObjectItem(reference, "nll"))
+    cJSON_ArrayForEach(text, q3_test_member(reference, "nll"))
     {
-        q3_test_write_text(file, string_of(text, "text"));
+        q3_test_write_text(file, q3_test_string(text, "text"));
         q3_test_result result =
             q3_test_run(NULL, Q3_TEST_RUN, "score", pack, "--file", file, "--json", NULL);
-        cJSON *json = cJSON_Parse(result.out);
-        assert_non_null(json);
-        assert_true(fabs(number_of(json, "mean_nll") - number_of(text, "mean_nll")) <= 1e-4);
-        assert_int_equal((int)number_of(json, "tokens"),
-                         cJSON_GetArraySize(cJSON_GetObjectItem(text, "ids")) - 1);
+        cJSON *json = q3_test_parse_json(result.out);
+        assert_true(fabs(q3_test_number(json, "mean_nll") - q3_test_number(text, "mean_nll")) <=
+                    1e-4);
+        assert_int_equal((int)q3_test_number(json, "tokens"),
+                         cJSON_GetArraySize(q3_test_member(text, "ids")) - 1);
         cJSON_Delete(json);
         q3_test_expect(result, 0, "");
     }

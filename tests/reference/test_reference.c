@@ -7,9 +7,9 @@
 #include "chat.h"
 #include "engine.h"
 #include "extract.h"
+#include "json.h"
 #include "kernels/kernels.h"
 #include "level.h"
-#include "support.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -33,26 +33,6 @@ static char *directory, *raw_pack, *zstd_pack, *plane_pack, *pool_path;
     } while (0)
 
 // ---- the reference's numbers ----
-
-static const cJSON *member(const cJSON *object, const char *key)
-{
-    const cJSON *item = q3_json_find(object, key);
-    if (!item)
-        fail_msg("the reference has no \"%s\"", key);
-    return item;
-}
-
-static size_t read_ids(const cJSON *array, uint32_t ids[IDS_MAX])
-{
-    size_t count = 0;
-    const cJSON *item;
-    cJSON_ArrayForEach(item, array)
-    {
-        assert_true(count < IDS_MAX);
-        ids[count++] = (uint32_t)item->valuedouble;
-    }
-    return count;
-}
 
 static double largest_difference(const cJSON *expected, const float *found, size_t count)
 {
@@ -110,11 +90,11 @@ static double check_answer(q3_session *session, const cJSON *expected)
 {
     uint32_t ids[IDS_MAX];
     q3_session_truncate(session, 0);
-    feed(session, ids, read_ids(member(expected, "ids"), ids), NULL);
-    const double difference =
-        largest_difference(member(expected, "last_logits"), q3_session_logits(session), VOCABULARY);
+    feed(session, ids, q3_test_ids(q3_test_member(expected, "ids"), ids, IDS_MAX), NULL);
+    const double difference = largest_difference(q3_test_member(expected, "last_logits"),
+                                                 q3_session_logits(session), VOCABULARY);
     assert_true(difference <= LOGIT_TOLERANCE);
-    const size_t count = read_ids(member(expected, "greedy_ids"), ids);
+    const size_t count = q3_test_ids(q3_test_member(expected, "greedy_ids"), ids, IDS_MAX);
     assert_true(count > 0);
     for (size_t i = 0; i < count; i++) {
         assert_int_equal(greedy(session), ids[i]);
@@ -128,7 +108,7 @@ static void test_prompts(void **state)
     (void)state;
     q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
     q3_session *session = create_session(engine);
-    const cJSON *prompt, *prompts = member(reference, "prompts");
+    const cJSON *prompt, *prompts = q3_test_member(reference, "prompts");
     double largest = 0;
     assert_int_equal(cJSON_GetArraySize(prompts), 12);
     cJSON_ArrayForEach(prompt, prompts) largest = fmax(largest, check_answer(session, prompt));
@@ -172,7 +152,7 @@ static void test_inside(void **state)
     const cJSON *prompt;
     double largest = 0;
     unsigned detailed = 0;
-    cJSON_ArrayForEach(prompt, member(reference, "prompts"))
+    cJSON_ArrayForEach(prompt, q3_test_member(reference, "prompts"))
     {
         const cJSON *rows = q3_json_find(prompt, "layer_last_hidden");
         if (!rows)
@@ -181,7 +161,7 @@ static void test_inside(void **state)
         uint32_t ids[IDS_MAX];
         inside seen = {.rows = 0};
         const q3_observer observer = {.context = &seen, .hidden = see_hidden, .routed = see_routed};
-        const size_t count = read_ids(member(prompt, "ids"), ids);
+        const size_t count = q3_test_ids(q3_test_member(prompt, "ids"), ids, IDS_MAX);
         q3_session_truncate(session, 0);
         feed(session, ids, count, &observer);
         assert_int_equal(seen.rows, LAYERS + 2);
@@ -190,21 +170,21 @@ static void test_inside(void **state)
         for (int i = 0; i <= LAYERS; i++) {
             // The reference has the final norm's output in place of the last layer's.
             const double difference = largest_difference(
-                cJSON_GetArrayItem(rows, i), seen.hidden[i < LAYERS ? i : LAYERS + 1], HIDDEN);
+                q3_test_element(rows, i), seen.hidden[i < LAYERS ? i : LAYERS + 1], HIDDEN);
             assert_true(difference <= LOGIT_TOLERANCE);
             largest = fmax(largest, difference);
         }
         // The reference's experts are those of the last token that was fed to get the answer: the
         // one before the stop token.
-        const size_t answer = read_ids(member(prompt, "greedy_ids"), ids) - 1;
+        const size_t answer = q3_test_ids(q3_test_member(prompt, "greedy_ids"), ids, IDS_MAX) - 1;
         seen.rows = 0;
         feed(session, ids, answer, &observer);
         assert_int_equal(seen.last_position, count + answer - 1);
-        const cJSON *layers = member(prompt, "last_experts");
+        const cJSON *layers = q3_test_member(prompt, "last_experts");
         assert_int_equal(cJSON_GetArraySize(layers), LAYERS);
         for (int i = 0; i < LAYERS; i++) {
             uint32_t experts[IDS_MAX];
-            assert_int_equal(read_ids(cJSON_GetArrayItem(layers, i), experts), TOP_K);
+            assert_int_equal(q3_test_ids(q3_test_element(layers, i), experts, IDS_MAX), TOP_K);
             assert_memory_equal(experts, seen.experts[i], sizeof seen.experts[i]);
             assert_true(fabs(seen.weights[i] - 1) < 1e-6);
         }
@@ -241,19 +221,20 @@ static void test_nll(void **state)
     (void)state;
     q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
     q3_session *session = create_session(engine);
-    const cJSON *text, *texts = member(reference, "nll");
+    const cJSON *text, *texts = q3_test_member(reference, "nll");
     double largest = 0;
     assert_int_equal(cJSON_GetArraySize(texts), 5);
     cJSON_ArrayForEach(text, texts)
     {
         uint32_t ids[IDS_MAX];
-        scoring score = {.ids = ids, .count = read_ids(member(text, "ids"), ids)};
+        scoring score = {.ids = ids,
+                         .count = q3_test_ids(q3_test_member(text, "ids"), ids, IDS_MAX)};
         const q3_observer observer = {.context = &score, .logits = see_logits};
         q3_session_truncate(session, 0);
         feed(session, ids, score.count, &observer);
         assert_int_equal(score.seen, score.count);
         const double difference =
-            fabs(score.sum / (double)(score.count - 1) - member(text, "mean_nll")->valuedouble);
+            fabs(score.sum / (double)(score.count - 1) - q3_test_number(text, "mean_nll"));
         assert_true(difference <= NLL_TOLERANCE);
         largest = fmax(largest, difference);
     }
@@ -277,13 +258,13 @@ static void write_pool(const cJSON *experts)
 static void test_pools(void **state)
 {
     (void)state;
-    const cJSON *pool, *pools = member(reference, "pools");
+    const cJSON *pool, *pools = q3_test_member(reference, "pools");
     double largest = 0;
     assert_int_equal(cJSON_GetArraySize(pools), 10);
     cJSON_ArrayForEach(pool, pools)
     {
-        const uint64_t size = (uint64_t)member(pool, "size")->valuedouble;
-        write_pool(member(pool, "experts"));
+        const uint64_t size = (uint64_t)q3_test_number(pool, "size");
+        write_pool(q3_test_member(pool, "experts"));
         q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.pool = pool_path});
         q3_session *session = create_session(engine);
         assert_int_equal(q3_engine_describe(engine)->pool_experts, size * LAYERS);
@@ -303,14 +284,15 @@ static void test_changed_pool(void **state)
     q3_error error;
     q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){0});
     q3_session *session = create_session(engine);
-    const cJSON *pool, *prompt = cJSON_GetArrayItem(member(reference, "prompts"), 0);
+    const cJSON *pool, *prompt = q3_test_element(q3_test_member(reference, "prompts"), 0);
     check_answer(session, prompt);
-    cJSON_ArrayForEach(pool, member(reference, "pools"))
+    cJSON_ArrayForEach(pool, q3_test_member(reference, "pools"))
     {
         memset(members, 0, sizeof members);
         for (int i = 0; i < LAYERS; i++) {
             uint32_t experts[IDS_MAX];
-            const size_t count = read_ids(cJSON_GetArrayItem(member(pool, "experts"), i), experts);
+            const size_t count =
+                q3_test_ids(q3_test_element(q3_test_member(pool, "experts"), i), experts, IDS_MAX);
             for (size_t e = 0; e < count; e++)
                 members[(size_t)i * EXPERTS + experts[e]] = true;
         }
@@ -454,8 +436,8 @@ enum { RUN_ANSWER = 12, RUN_LOGITS = RUN_ANSWER + 1, WHOLE = 1000 };
 static void run_bytes(q3_session *session, size_t step, float out[RUN_LOGITS * VOCABULARY])
 {
     uint32_t ids[IDS_MAX];
-    const cJSON *text = cJSON_GetArrayItem(member(reference, "nll"), 0);
-    const size_t count = read_ids(member(text, "ids"), ids);
+    const cJSON *text = q3_test_element(q3_test_member(reference, "nll"), 0);
+    const size_t count = q3_test_ids(q3_test_member(text, "ids"), ids, IDS_MAX);
     assert_true(count > 150);
     q3_session_truncate(session, 0);
     for (size_t i = 0; i < count; i += step)
@@ -747,18 +729,6 @@ static bool extract(const char *pack, q3_codec codec, q3_error *err)
     return q3_extract(&options, &result, err);
 }
 
-// Not with q3_json_load: one of the tokenizer's texts has a NUL, which the strict reader refuses.
-static bool load_reference(q3_error *err)
-{
-    char *text;
-    size_t size;
-    if (!q3_file_load(Q3_TEST_REFERENCE, 64 << 20, &text, &size, err))
-        return false;
-    reference = cJSON_ParseWithLength(text, size);
-    free(text);
-    return reference != NULL || q3_fail(err, Q3_MALFORMED, "%s: not JSON", Q3_TEST_REFERENCE);
-}
-
 static int make_packs(void **state)
 {
     (void)state;
@@ -768,8 +738,9 @@ static int make_packs(void **state)
     zstd_pack = q3_test_path("%s/zstd", directory);
     plane_pack = q3_test_path("%s/planes", directory);
     pool_path = q3_test_path("%s/pool.json", directory);
-    if (load_reference(&err) && extract(raw_pack, Q3_CODEC_RAW, &err) &&
-        extract(zstd_pack, Q3_CODEC_ZSTD, &err) && extract(plane_pack, Q3_CODEC_BITPLANE, &err))
+    reference = q3_test_load_json(Q3_TEST_REFERENCE);
+    if (extract(raw_pack, Q3_CODEC_RAW, &err) && extract(zstd_pack, Q3_CODEC_ZSTD, &err) &&
+        extract(plane_pack, Q3_CODEC_BITPLANE, &err))
         return 0;
     print_error("%s\n", err.message);
     remove_packs(state);

@@ -5,7 +5,7 @@
 #include "checkpoint_writer.h"
 #include "engine.h"
 #include "extract.h"
-#include "support.h"
+#include "json.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,9 +13,9 @@
 
 #define LOGIT_TOLERANCE 2e-4
 
-enum { REFERENCE_BYTES_MAX = 1 << 20, IDS_MAX = 128, GREEDY = 16 };
+enum { IDS_MAX = 128, GREEDY = 16 };
 
-static q3_json reference;
+static cJSON *reference;
 
 #define assert_ok(call)                    \
     do {                                   \
@@ -26,36 +26,15 @@ static q3_json reference;
 static int load_reference(void **state)
 {
     (void)state;
-    q3_error error;
-    assert_ok(q3_json_load(Q3_TEST_VARIANTS, REFERENCE_BYTES_MAX, &reference, &error));
+    reference = q3_test_load_json(Q3_TEST_VARIANTS);
     return 0;
 }
 
 static int free_reference(void **state)
 {
     (void)state;
-    q3_json_free(&reference);
+    cJSON_Delete(reference);
     return 0;
-}
-
-static const cJSON *member(const cJSON *object, const char *key)
-{
-    const cJSON *item = q3_json_find(object, key);
-    if (!item)
-        fail_msg("the reference has no \"%s\"", key);
-    return item;
-}
-
-static size_t read_ids(const cJSON *array, uint32_t ids[IDS_MAX])
-{
-    size_t count = 0;
-    const cJSON *item;
-    cJSON_ArrayForEach(item, array)
-    {
-        assert_true(count < IDS_MAX);
-        ids[count++] = (uint32_t)item->valuedouble;
-    }
-    return count;
 }
 
 // Writes the variant's checkpoint and extracts it; returns the pack's path, to free().
@@ -65,15 +44,15 @@ static char *make_pack(const cJSON *variant, const char *directory)
     char *config = q3_test_path("%s/config.json", directory);
     char *model = q3_test_path("%s/model", directory);
     char *pack = q3_test_path("%s/pack", directory);
-    char *text = cJSON_Print(member(variant, "config"));
+    char *text = cJSON_Print(q3_test_member(variant, "config"));
     assert_non_null(text);
     q3_test_write_text(config, text);
-    const q3_checkpoint_options options = {
-        .config = config,
-        .directory = model,
-        .seed = (uint64_t)member(variant, "seed")->valuedouble,
-        .shard_bytes = (uint64_t)member(reference.root, "shard_bytes")->valuedouble,
-        .jobs = 1};
+    const q3_checkpoint_options options = {.config = config,
+                                           .directory = model,
+                                           .seed = (uint64_t)q3_test_number(variant, "seed"),
+                                           .shard_bytes =
+                                               (uint64_t)q3_test_number(reference, "shard_bytes"),
+                                           .jobs = 1};
     assert_ok(q3_checkpoint_write(&options, NULL, &error));
     const q3_extract_options extract = {.model_directory = model,
                                         .pack_directory = pack,
@@ -96,9 +75,10 @@ static double check_case(q3_session *session, uint32_t vocabulary, const cJSON *
     q3_error error;
     uint32_t ids[IDS_MAX];
     q3_session_truncate(session, 0);
-    assert_ok(q3_session_feed(session, ids, read_ids(member(expected, "ids"), ids), NULL, &error));
+    assert_ok(q3_session_feed(
+        session, ids, q3_test_ids(q3_test_member(expected, "ids"), ids, IDS_MAX), NULL, &error));
     const float *logits = q3_session_logits(session);
-    const cJSON *item, *array = member(expected, "logits");
+    const cJSON *item, *array = q3_test_member(expected, "logits");
     assert_int_equal(cJSON_GetArraySize(array), vocabulary);
     uint32_t i = 0;
     cJSON_ArrayForEach(item, array)
@@ -110,7 +90,7 @@ static double check_case(q3_session *session, uint32_t vocabulary, const cJSON *
         largest = fmax(largest, difference);
         i++;
     }
-    assert_int_equal(read_ids(member(expected, "greedy_ids"), ids), GREEDY);
+    assert_int_equal(q3_test_ids(q3_test_member(expected, "greedy_ids"), ids, IDS_MAX), GREEDY);
     for (i = 0; i < GREEDY; i++) {
         uint32_t best = 0;
         for (uint32_t id = 1; id < vocabulary; id++)
@@ -127,9 +107,9 @@ static void check_variant(void **state)
 {
     const char *name = *state;
     const cJSON *variant, *found = NULL, *expected;
-    cJSON_ArrayForEach(variant, member(reference.root, "variants"))
+    cJSON_ArrayForEach(variant, q3_test_member(reference, "variants"))
     {
-        if (strcmp(member(variant, "name")->valuestring, name) == 0)
+        if (strcmp(q3_test_string(variant, "name"), name) == 0)
             found = variant;
     }
     assert_non_null(found);
@@ -140,10 +120,10 @@ static void check_variant(void **state)
     q3_session *session;
     assert_ok(q3_engine_open(pack, &(q3_engine_options){.threads = 2}, &engine, &error));
     assert_ok(q3_session_create(engine, &session, &error));
-    assert_int_equal(cJSON_GetArraySize(member(found, "cases")), 2);
+    assert_int_equal(cJSON_GetArraySize(q3_test_member(found, "cases")), 2);
     const uint32_t vocabulary = q3_engine_describe(engine)->config->vocab_size;
     double largest = 0;
-    cJSON_ArrayForEach(expected, member(found, "cases"))
+    cJSON_ArrayForEach(expected, q3_test_member(found, "cases"))
     {
         largest = fmax(largest, check_case(session, vocabulary, expected));
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The tokenizer against ids from Hugging Face's, and against files that are wrong.
+#include "json.h"
 #include "text_stream.h"
 #include "tokenizer.h"
 
@@ -8,13 +9,9 @@
 #include "base/json.h"
 #include "base/text.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <utf8proc.h>
-
-#include <cmocka.h>
 
 static q3_bytes bytes_of(const char *text)
 {
@@ -103,9 +100,7 @@ static void load_cases(const char *path, const char *key, cases *loaded)
 // The text of a case; the caller frees it.
 static char *case_text(const cJSON *item, size_t *size)
 {
-    const cJSON *member = q3_json_find(item, "text");
-    assert_true(cJSON_IsString(member));
-    char *text = strdup(member->valuestring);
+    char *text = strdup(q3_test_string(item, "text"));
     assert_non_null(text);
     *size = strlen(text);
     for (char *at = text; (at = strstr(at, "\xef\xb7\x90"));) {
@@ -124,7 +119,7 @@ static void assert_case(const q3_tokenizer *tokenizer, const cJSON *item, int nu
     char *text = case_text(item, &size);
     q3_ids ids;
     encode(tokenizer, (q3_bytes){(const uint8_t *)text, size}, &ids);
-    const cJSON *expected = q3_json_find(item, "ids");
+    const cJSON *expected = q3_test_member(item, "ids");
     size_t count = 0;
     for (const cJSON *id = expected->child; id; id = id->next, count++)
         if (count < ids.count && (double)ids.ids[count] != id->valuedouble)

@@ -3,6 +3,7 @@
 // q3-verify as it is run: output, messages and exit codes.
 #include "base/json.h"
 #include "damage.h"
+#include "json.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,15 +117,6 @@ static void what_repeats_is_counted(void **state)
     q3_test_remove(scratch);
 }
 
-static const char *json_text(const q3_json *json, const cJSON *object, const char *key)
-{
-    const char *text;
-    q3_error err;
-    if (!q3_json_string(json, object, key, &text, &err))
-        fail_msg("%s", err.message);
-    return text;
-}
-
 static void differences_for_programs(void **state)
 {
     (void)state;
@@ -136,12 +128,10 @@ static void differences_for_programs(void **state)
     while ((line = strsep(&rest, "\n")) != NULL && *line) {
         q3_json json;
         q3_error err;
-        uint64_t number;
-        const cJSON *counts;
         assert_int_equal(summaries, 0);
         if (!q3_json_parse("out", (q3_bytes){(const uint8_t *)line, strlen(line)}, &json, &err))
             fail_msg("%s", err.message);
-        const char *type = json_text(&json, json.root, "type");
+        const char *type = q3_test_string(json.root, "type");
         if (strcmp(type, "finding") == 0) {
             if (findings++ == 0)
                 assert_string_equal(
@@ -153,13 +143,12 @@ static void differences_for_programs(void **state)
         } else {
             assert_string_equal(type, "summary");
             summaries++;
-            assert_string_equal(json_text(&json, json.root, "command"), "shapes");
-            assert_string_equal(json_text(&json, json.root, "path"), pack);
-            assert_string_equal(json_text(&json, json.root, "against"), TINY_MANIFEST);
-            assert_true(q3_json_u64(&json, json.root, "differences", 18, 18, &number, &err));
-            assert_true(q3_json_u64(&json, json.root, "tensors", 2361, 2361, &number, &err));
-            assert_true(q3_json_object(&json, json.root, "counts", &counts, &err));
-            assert_true(q3_json_u64(&json, counts, "missing", 18, 18, &number, &err));
+            assert_string_equal(q3_test_string(json.root, "command"), "shapes");
+            assert_string_equal(q3_test_string(json.root, "path"), pack);
+            assert_string_equal(q3_test_string(json.root, "against"), TINY_MANIFEST);
+            assert_true(q3_test_number(json.root, "differences") == 18);
+            assert_true(q3_test_number(json.root, "tensors") == 2361);
+            assert_true(q3_test_number(q3_test_member(json.root, "counts"), "missing") == 18);
         }
         q3_json_free(&json);
     }
