@@ -21,13 +21,6 @@ static char *all, *text, *pool_path;
 static uint32_t kept[LAYERS][EXPERTS]; // the pool, ascending
 static uint32_t every[LAYERS][EXPERTS];
 
-// Fails the test with the error's message.
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 static char *scratch(const char *name)
 {
     return q3_test_path("%s/%s", q3_test_scratch, name);

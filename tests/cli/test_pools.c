@@ -14,12 +14,6 @@
 static q3_error error;
 static char *one, *two, *pool_path; // profiles of a model of 2 layers of 4 experts, top 1
 
-static void assert_ok(bool ok)
-{
-    if (!ok)
-        fail_msg("%s", error.message);
-}
-
 static bool exists(const char *path)
 {
     return access(path, F_OK) == 0;

@@ -34,12 +34,6 @@ static char *spoken, *pair_path; // a pack with a tokenizer, and a pool of two e
 static float *logits;            // of a run without faults
 static q3_inject_record record;
 
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 // ---- what is done ----
 
 static bool extract_to(const char *to, unsigned jobs, q3_error *err)

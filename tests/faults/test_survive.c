@@ -42,12 +42,6 @@ static char *directory, *model, *whole, *half, *pack, *record_path, *messages;
 static q3_inject_record *record;
 static bool full;
 
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 // ---- running with faults ----
 
 static void arm(q3_inject_kind kind, q3_inject_action action, int number, uint64_t at)

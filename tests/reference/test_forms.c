@@ -20,12 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 // Experts' rows are of 128 and of 192 weights, both whole groups of bf12.
 static const char config[] =
     "{\"architectures\": [\"Qwen3MoeForCausalLM\"], \"model_type\": \"qwen3_moe\",\n"

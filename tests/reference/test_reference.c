@@ -25,13 +25,6 @@ enum { VOCABULARY = 1536, HIDDEN = 128, LAYERS = 6, EXPERTS = 128, TOP_K = 8, ID
 static cJSON *reference;
 static char *directory, *raw_pack, *zstd_pack, *plane_pack, *pool_path;
 
-// Fails the test with the error's message.
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 // ---- the reference's numbers ----
 
 static double largest_difference(const cJSON *expected, const float *found, size_t count)

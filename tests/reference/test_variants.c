@@ -17,12 +17,6 @@ enum { IDS_MAX = 128, GREEDY = 16 };
 
 static cJSON *reference;
 
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 static int load_reference(void **state)
 {
     (void)state;

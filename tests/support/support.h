@@ -15,6 +15,14 @@
 
 #include <stdbool.h>
 
+// A call that fills the caller's `q3_error error` when it fails: then the test fails with its
+// message.
+#define assert_ok(call)                    \
+    do {                                   \
+        if (!(call))                       \
+            fail_msg("%s", error.message); \
+    } while (0)
+
 // A fresh directory under TMPDIR (else /dev/shm or /tmp), to be freed with q3_test_remove.
 char *q3_test_directory(void);
 // Removes the directory and all in it, and frees the string. NULL is fine.

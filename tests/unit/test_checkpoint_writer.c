@@ -22,12 +22,6 @@
 // What cut the tiny model's shards.
 enum { TINY_SHARD_BYTES = 1700000, TINY_SHARDS = 7, TINY_TENSORS = 2610 };
 
-#define assert_ok(call)                    \
-    do {                                   \
-        if (!(call))                       \
-            fail_msg("%s", error.message); \
-    } while (0)
-
 // The options of a sound tiny checkpoint in directory/name.
 static q3_checkpoint_options tiny(char *path)
 {

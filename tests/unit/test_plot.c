@@ -13,12 +13,6 @@
 
 static q3_error error;
 
-static void assert_ok(bool ok)
-{
-    if (!ok)
-        fail_msg("%s", error.message);
-}
-
 #define HEAD(width, height)                                                          \
     "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"" width "\" height=\"" height \
     "\" viewBox=\"0 0 " width " " height "\" role=\"img\" font-family=\"system-ui, " \

@@ -13,12 +13,6 @@
 
 static q3_error error;
 
-static void assert_ok(bool ok)
-{
-    if (!ok)
-        fail_msg("%s", error.message);
-}
-
 // The failure is this one; %s in the message stands for the path.
 static void assert_fails(bool ok, int code, const char *message, const char *path)
 {
