@@ -11,12 +11,12 @@
 // bench_codec [EXPERTS [PASSES]]: how many experts' memory the cold figures go through.
 #include "base/cpu.h"
 #include "base/hash.h"
+#include "bench.h"
 #include "codec/codec.h"
 #include "pack.h"
 
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
@@ -37,34 +37,12 @@ static const uint64_t rows_of[MATRICES] = {768, 768, 2048},
 
 // ---- weights ----
 
-static uint64_t random_state;
-
-static uint64_t random_bits(void)
-{
-    // SplitMix64 (Steele, Lea, Flood 2014).
-    uint64_t z = random_state += 0x9e3779b97f4a7c15;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
-    z = (z ^ z >> 27) * 0x94d049bb133111eb;
-    return z ^ z >> 31;
-}
-
-static double random_unit(void)
-{
-    return ((double)(random_bits() >> 11) + 0.5) * 0x1p-53;
-}
-
-static double random_normal(void)
-{
-    const double radius = sqrt(-2 * log(random_unit()));
-    return radius * cos(6.283185307179586 * random_unit());
-}
-
 static double random_t5(void)
 {
     double squares = 0;
-    const double normal = random_normal();
+    const double normal = bench_normal();
     for (unsigned i = 0; i < 5; i++) {
-        const double other = random_normal();
+        const double other = bench_normal();
         squares += other * other;
     }
     return normal / sqrt(squares / 5) * sqrt(3.0 / 5); // of variance 1
@@ -79,10 +57,10 @@ static uint16_t to_bf16(float value)
 
 static void make_expert(double (*draw)(void), uint16_t *weights)
 {
-    random_state = 20261122;
+    bench_seed(20261122);
     for (unsigned m = 0; m < MATRICES; m++)
         for (uint64_t r = 0; r < rows_of[m]; r++) {
-            const double scale = 0.02 * exp(0.3 * random_normal());
+            const double scale = 0.02 * exp(0.3 * bench_normal());
             for (uint64_t c = 0; c < columns_of[m]; c++)
                 *weights++ = to_bf16((float)(scale * draw()));
         }
@@ -111,25 +89,9 @@ typedef struct method {
 
 static method methods[METHODS_MAX];
 static unsigned method_count;
-static unsigned experts = EXPERTS, passes = PASSES;
+static unsigned experts, passes;
 static uint8_t *expert, *output; // one expert's weights, room for all
 static uint8_t scratch[Q3_FRAME_BYTES];
-
-static void die(const char *message)
-{
-    fprintf(stderr, "bench_codec: %s\n", message);
-    exit(1);
-}
-
-static uint8_t *map(size_t size)
-{
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
-        die("out of memory");
-    madvise(memory, size, MADV_HUGEPAGE);
-    memset(memory, 0, size);
-    return memory;
-}
 
 static void cut_frames(void)
 {
@@ -156,9 +118,9 @@ static void encode_frame(method *m, unsigned f, uint8_t *stored, size_t *stored_
     q3_codec codec = m->codec;
     if (!q3_codec_encode(m->coder, &codec, Q3_BF16, frames[f].row, expert + frames[f].raw_at,
                          frames[f].raw_bytes, stored, stored_bytes, &err))
-        die(err.message);
+        bench_die(err.message);
     if (codec != m->codec)
-        die("a frame did not shrink");
+        bench_die("a frame did not shrink");
 }
 
 static void decode_frame(const method *m, unsigned f, const uint8_t *stored, uint8_t *raw)
@@ -166,13 +128,13 @@ static void decode_frame(const method *m, unsigned f, const uint8_t *stored, uin
     q3_error err;
     if (!q3_codec_decode(m->coder, m->codec, stored, m->stored_bytes[f], raw, frames[f].raw_bytes,
                          &err))
-        die(err.message);
+        bench_die(err.message);
 }
 
 static void store_experts(method *m)
 {
     m->expert_stored = m->stored_sum = 0;
-    uint8_t *once = map(EXPERT_BYTES);
+    uint8_t *once = bench_map(EXPERT_BYTES);
     for (unsigned f = 0; f < frame_count; f++) {
         size_t size;
         encode_frame(m, f, scratch, &size);
@@ -184,13 +146,13 @@ static void store_experts(method *m)
             (size + Q3_FRAME_ALIGNMENT - 1) / Q3_FRAME_ALIGNMENT * Q3_FRAME_ALIGNMENT;
         m->stored_sum += size;
     }
-    m->stored = map(m->expert_stored * experts);
+    m->stored = bench_map(m->expert_stored * experts);
     for (unsigned e = 0; e < experts; e++)
         memcpy(m->stored + e * m->expert_stored, once, m->expert_stored);
     for (unsigned f = 0; f < frame_count; f++) {
         decode_frame(m, f, once + m->stored_at[f], scratch);
         if (memcmp(scratch, expert + frames[f].raw_at, frames[f].raw_bytes) != 0)
-            die("a frame did not come back");
+            bench_die("a frame did not come back");
     }
     munmap(once, EXPERT_BYTES);
 }
@@ -228,18 +190,12 @@ static double measure(method *m, unsigned figure)
             for (unsigned f = 0; f < frame_count; f++) {
                 const uint8_t *stored = m->stored + e * m->expert_stored + m->stored_at[f];
                 if (figure == VERIFIED && q3_hash64(stored, m->stored_bytes[f]) != m->hash[f])
-                    die("a hash is wrong");
+                    bench_die("a hash is wrong");
                 decode_frame(m, f, stored, output + (size_t)e * EXPERT_BYTES + frames[f].raw_at);
                 bytes += (double)frames[f].raw_bytes;
             }
     }
     return bytes / (cpu_seconds() - start) / 1e9;
-}
-
-static int compare_doubles(const void *a, const void *b)
-{
-    const double *x = a, *y = b;
-    return (*x > *y) - (*x < *y);
 }
 
 static void measure_all(const char *weights)
@@ -258,8 +214,7 @@ static void measure_all(const char *weights)
         double median[FIGURES];
         printf("%-18s %7.4f", methods[i].name, (double)methods[i].stored_sum / EXPERT_BYTES);
         for (unsigned figure = 0; figure < FIGURES; figure++) {
-            qsort(speeds[i][figure], passes, sizeof(double), compare_doubles);
-            median[figure] = speeds[i][figure][passes / 2];
+            median[figure] = bench_median(speeds[i][figure], passes);
             printf(" %9.2f", median[figure]);
         }
         if (methods[i].codec == Q3_CODEC_ZSTD)
@@ -275,34 +230,25 @@ static void add_method(q3_codec codec, q3_cpu_level level)
     q3_error err;
     method *m = &methods[method_count++];
     if (!q3_cpu_limit(level, &err) || !(m->coder = q3_coder_create(&err)))
-        die(err.message);
+        bench_die(err.message);
     m->codec = codec;
     snprintf(m->name, sizeof m->name, codec == Q3_CODEC_BITPLANE ? "%s %s" : "%s",
              q3_codec_name(codec), q3_cpu_name(level));
 }
 
-static unsigned argument(const char *text, unsigned most)
-{
-    const long number = strtol(text, NULL, 10);
-    if (number < 1 || number > (long)most)
-        die("expected bench_codec [EXPERTS [PASSES]]");
-    return (unsigned)number;
-}
-
 int main(int argc, char **argv)
 {
-    if (argc > 1)
-        experts = argument(argv[1], 1024);
-    if (argc > 2)
-        passes = argument(argv[2], PASSES_MAX);
+    static const char usage[] = "bench_codec [EXPERTS [PASSES]]";
+    experts = bench_argument(argc, argv, 1, EXPERTS, 1024, usage);
+    passes = bench_argument(argc, argv, 2, PASSES, PASSES_MAX, usage);
     add_method(Q3_CODEC_RAW, q3_cpu_detected());
     add_method(Q3_CODEC_ZSTD, q3_cpu_detected());
     for (unsigned level = 0; level <= q3_cpu_detected(); level++)
         add_method(Q3_CODEC_BITPLANE, (q3_cpu_level)level);
     cut_frames();
-    expert = map(EXPERT_BYTES);
-    output = map((size_t)EXPERT_BYTES * experts);
-    static double (*const draws[])(void) = {random_normal, random_t5};
+    expert = bench_map(EXPERT_BYTES);
+    output = bench_map((size_t)EXPERT_BYTES * experts);
+    static double (*const draws[])(void) = {bench_normal, random_t5};
     static const char *const draw_names[] = {"Gauss, GB/s", "Student t5, GB/s"};
     for (unsigned d = 0; d < sizeof draws / sizeof *draws; d++) {
         uint16_t *weights = (uint16_t *)(void *)expert;

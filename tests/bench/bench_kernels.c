@@ -11,6 +11,7 @@
 // bench_kernels [EXPERTS [PASSES]]
 #include "base/cpu.h"
 #include "base/workers.h"
+#include "bench.h"
 #include "kernels/kernels.h"
 #include "matrix.h"
 #include "pack.h"
@@ -20,7 +21,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 enum {
     EXPERTS = 16,
@@ -37,7 +37,7 @@ enum {
 static const uint32_t rows_of[MATRICES] = {768, 768, 2048},
                       columns_of[MATRICES] = {2048, 2048, 768};
 
-static unsigned experts = EXPERTS, passes = PASSES;
+static unsigned experts, passes;
 // The forms of weights: plain, bf12, stored as bit planes, and these decoded first.
 enum { PLAIN, BF12, STORED, DECODED, HOWS, FORMS = DECODED };
 static uint8_t *raw_memory, *frame_memory, *bf12_memory;
@@ -46,58 +46,21 @@ static uint32_t block_rows[MATRICES], blocks_in[MATRICES];
 static q3_block *blocks[FORMS];
 static unsigned blocks_an_expert;
 
-static void die(const char *message)
-{
-    fprintf(stderr, "bench_kernels: %s\n", message);
-    exit(1);
-}
-
-static void *map(size_t size)
-{
-    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
-        die("out of memory");
-    madvise(memory, size, MADV_HUGEPAGE);
-    memset(memory, 0, size);
-    return memory;
-}
-
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static uint64_t random_state = 20261122;
-
-static double random_unit(void)
-{
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    return ((double)(random_state >> 11) + 0.5) * 0x1p-53;
-}
-
-static double random_normal(void)
-{
-    const double radius = sqrt(-2 * log(random_unit()));
-    return radius * cos(6.283185307179586 * random_unit());
-}
-
 // ---- experts ----
 
 static void make_experts(void)
 {
     q3_error err;
-    raw_memory = map((size_t)EXPERT_BYTES * experts);
-    frame_memory = map((size_t)EXPERT_BYTES * experts);
-    bf12_memory = map((size_t)EXPERT_BYTES * experts);
-    float *row = map(COLUMNS_MAX * sizeof *row);
+    raw_memory = bench_map((size_t)EXPERT_BYTES * experts);
+    frame_memory = bench_map((size_t)EXPERT_BYTES * experts);
+    bf12_memory = bench_map((size_t)EXPERT_BYTES * experts);
+    float *row = bench_map(COLUMNS_MAX * sizeof *row);
     uint8_t *to = raw_memory;
     for (unsigned m = 0; m < MATRICES; m++) {
         for (uint32_t r = 0; r < rows_of[m]; r++) {
-            const double scale = 0.02 * exp(0.3 * random_normal());
+            const double scale = 0.02 * exp(0.3 * bench_normal());
             for (uint32_t c = 0; c < columns_of[m]; c++)
-                row[c] = (float)(scale * random_normal());
+                row[c] = (float)(scale * bench_normal());
             q3_kernels_c.narrow(row, columns_of[m], (uint16_t *)(void *)to);
             to += 2 * columns_of[m];
         }
@@ -110,7 +73,7 @@ static void make_experts(void)
     }
     munmap(row, COLUMNS_MAX * sizeof *row);
     for (unsigned form = 0; form < FORMS; form++)
-        blocks[form] = map(experts * blocks_an_expert * sizeof **blocks);
+        blocks[form] = bench_map(experts * blocks_an_expert * sizeof **blocks);
     q3_coder *coder = q3_coder_create(&err);
     size_t raw_at = 0, frame_at = 0, bf12_at = 0;
     size_t sizes[BLOCKS_MAX], raw_sizes[BLOCKS_MAX], frames_at[BLOCKS_MAX], raws_at[BLOCKS_MAX],
@@ -125,10 +88,10 @@ static void make_experts(void)
             if (!coder ||
                 !q3_codec_encode(coder, &codec, Q3_BF16, columns_of[m], raw_memory + raw_at, bytes,
                                  frame_memory + frame_at, &sizes[b], &err))
-                die(err.message);
+                bench_die(err.message);
             if (!q3_block_shorten(&q3_bf12_kernels_c, (const uint16_t *)(raw_memory + raw_at),
                                   bytes / 2, bf12_memory + bf12_at, &bf12_blocks[b]))
-                die("too many exceptions");
+                bench_die("too many exceptions");
             bf12s_at[b] = bf12_at;
             bf12_at += (q3_bf12_bytes(bytes / 2) + 63) / 64 * 64;
             frames_at[b] = frame_at;
@@ -200,7 +163,7 @@ static void product_task(void *context, uint32_t index, unsigned worker)
     const unsigned m = find_block(index, &matrix, &block);
     if (!q3_matrix_multiply(&matrix, block, run.kernels, run.products, run.panels[m], run.vectors,
                             run.y, next, run.scratch[worker], run.coders[worker]))
-        die("a frame is broken");
+        bench_die("a frame is broken");
 }
 
 static void probe_task(void *context, uint32_t index, unsigned worker)
@@ -224,9 +187,9 @@ static double time_passes(q3_workers *workers, q3_task *task, uint32_t tasks)
 {
     double best = INFINITY;
     for (unsigned p = 0; p < passes; p++) {
-        const double start = seconds();
+        const double start = q3_now();
         q3_workers_run(workers, task, NULL, tasks);
-        best = fmin(best, seconds() - start);
+        best = fmin(best, q3_now() - start);
     }
     return best;
 }
@@ -236,9 +199,9 @@ static void set_vectors(const q3_products *products, size_t vectors)
     static float *x;
     static void *panels[MATRICES][VECTORS_MAX];
     if (!x) {
-        x = map(COLUMNS_MAX * sizeof *x);
+        x = bench_map(COLUMNS_MAX * sizeof *x);
         for (unsigned i = 0; i < COLUMNS_MAX; i++)
-            x[i] = (float)random_normal();
+            x[i] = (float)bench_normal();
     }
     const float *all[VECTORS_MAX];
     for (size_t v = 0; v < VECTORS_MAX; v++)
@@ -252,7 +215,7 @@ static void set_vectors(const q3_products *products, size_t vectors)
             free(panels[m][panel]);
             panels[m][panel] = aligned_alloc(64, products->panel_bytes(columns_of[m]));
             if (!panels[m][panel])
-                die("out of memory");
+                bench_die("out of memory");
             products->arrange(all, (unsigned)(left < products->panel ? left : products->panel),
                               columns_of[m], panels[m][panel]);
             run.panels[m][panel] = panels[m][panel];
@@ -315,16 +278,16 @@ static void measure_attention(const q3_kernels *kernels)
     const size_t stride = q3_score_stride(POSITIONS_MAX + tokens_max - 1);
     const size_t kept = stride * DIM;
     const size_t scratch = tokens_max * HEADS * stride * sizeof(float);
-    float *query = map(tokens_max * HEADS * DIM * sizeof *query);
-    float *out = map(tokens_max * HEADS * DIM * sizeof *out);
-    float *scores = map(scratch);
-    float *keys = map(kept * sizeof *keys), *values = map(kept * sizeof *values);
-    uint16_t *narrow_keys = map(kept * 2), *narrow_values = map(kept * 2);
+    float *query = bench_map(tokens_max * HEADS * DIM * sizeof *query);
+    float *out = bench_map(tokens_max * HEADS * DIM * sizeof *out);
+    float *scores = bench_map(scratch);
+    float *keys = bench_map(kept * sizeof *keys), *values = bench_map(kept * sizeof *values);
+    uint16_t *narrow_keys = bench_map(kept * 2), *narrow_values = bench_map(kept * 2);
     for (size_t i = 0; i < tokens_max * HEADS * DIM; i++)
-        query[i] = (float)random_normal();
+        query[i] = (float)bench_normal();
     for (size_t i = 0; i < kept; i++) {
-        keys[i] = (float)(2 * random_unit() - 1);
-        values[i] = (float)(2 * random_unit() - 1);
+        keys[i] = (float)(2 * bench_unit() - 1);
+        values[i] = (float)(2 * bench_unit() - 1);
     }
     kernels->narrow(keys, kept, narrow_keys);
     kernels->narrow(values, kept, narrow_values);
@@ -355,9 +318,9 @@ static void measure_attention(const q3_kernels *kernels)
                 };
                 double best = INFINITY;
                 for (unsigned p = 0; p < 2 + passes; p++) {
-                    const double start = seconds();
+                    const double start = q3_now();
                     (way == 2 ? many->attend : kernels->attend)(&attention);
-                    best = fmin(best, seconds() - start);
+                    best = fmin(best, q3_now() - start);
                 }
                 printf("%10.1f (%5.1f)", best * 1e6,
                        4.0 * HEADS * DIM * (double)positions[i] * tokens[way] / best / 1e9);
@@ -373,31 +336,23 @@ static void measure_attention(const q3_kernels *kernels)
     munmap(narrow_values, kept * 2);
 }
 
-static unsigned argument(const char *text, unsigned most)
-{
-    const long number = strtol(text, NULL, 10);
-    if (number < 1 || number > (long)most)
-        die("expected bench_kernels [EXPERTS [PASSES]]");
-    return (unsigned)number;
-}
-
 int main(int argc, char **argv)
 {
     q3_error err;
-    if (argc > 1)
-        experts = argument(argv[1], 1024);
-    if (argc > 2)
-        passes = argument(argv[2], 99);
+    static const char usage[] = "bench_kernels [EXPERTS [PASSES]]";
+    experts = bench_argument(argc, argv, 1, EXPERTS, 1024, usage);
+    passes = bench_argument(argc, argv, 2, PASSES, 99, usage);
+    bench_seed(20261122);
     make_experts();
     q3_workers *workers[THREADS];
     double probe[THREADS];
     for (unsigned v = 0; v < VECTORS_MAX; v++)
-        run.y[v] = map(COLUMNS_MAX * sizeof(float));
+        run.y[v] = bench_map(COLUMNS_MAX * sizeof(float));
     for (unsigned t = 0; t < THREADS; t++) {
-        run.scratch[t] = map(Q3_BLOCK_BYTES_MAX);
+        run.scratch[t] = bench_map(Q3_BLOCK_BYTES_MAX);
         if (!q3_workers_create(t + 1, &workers[t], &err) ||
             !(run.coders[t] = q3_coder_create(&err)))
-            die(err.message);
+            bench_die(err.message);
         probe[t] = (double)EXPERT_BYTES * experts /
                    time_passes(workers[t], probe_task, 16 * experts) / 1e9;
     }

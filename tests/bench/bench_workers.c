@@ -9,17 +9,16 @@
 //
 // bench_workers [PASSES]
 #include "base/workers.h"
+#include "bench.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -29,31 +28,6 @@ enum {
     TASKS = 32,  // a run of real work
     THREADS_MAX = 4,
 };
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-static int compare_doubles(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, unsigned count)
-{
-    qsort(values, count, sizeof *values, compare_doubles);
-    return values[count / 2];
-}
-
-_Noreturn static void give_up(const char *message)
-{
-    fprintf(stderr, "bench_workers: %s\n", message);
-    exit(1);
-}
 
 // ---- the rival: a share for each thread, a barrier before and behind it ----
 
@@ -101,7 +75,7 @@ static void crew_create(crew *c, unsigned threads)
     for (unsigned i = 1; i < threads; i++) {
         members[i] = (crew_member){c, i};
         if (pthread_create(&c->threads[i], NULL, crew_main, &members[i]))
-            give_up("cannot start a thread");
+            bench_die("cannot start a thread");
     }
 }
 
@@ -160,7 +134,7 @@ static pid_t start_thief(void)
     const pid_t parent = getpid();
     const pid_t thief = fork();
     if (thief < 0)
-        give_up("cannot start a process");
+        bench_die("cannot start a process");
     if (thief > 0)
         return thief;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -186,25 +160,25 @@ typedef struct team {
 
 static double time_pool(const team *t, q3_task *task, void *context, uint32_t tasks, unsigned runs)
 {
-    const double start = now();
+    const double start = q3_now();
     for (unsigned i = 0; i < runs; i++)
         q3_workers_run(t->workers, task, context, tasks);
-    return (now() - start) / runs;
+    return (q3_now() - start) / runs;
 }
 
 static double time_crew(team *t, q3_task *task, void *context, uint32_t tasks, unsigned runs)
 {
-    const double start = now();
+    const double start = q3_now();
     for (unsigned i = 0; i < runs; i++)
         crew_run(&t->crew, task, context, tasks);
-    return (now() - start) / runs;
+    return (q3_now() - start) / runs;
 }
 
 static void team_create(team *t, unsigned threads)
 {
     q3_error err;
     if (!q3_workers_create(threads, &t->workers, &err))
-        give_up(err.message);
+        bench_die(err.message);
     crew_create(&t->crew, threads);
 }
 
@@ -223,7 +197,8 @@ static void bench_empty(unsigned threads, unsigned passes)
         pool[i] = time_pool(&t, no_task, NULL, 2 * threads, RUNS) * 1e6;
         barrier[i] = time_crew(&t, no_task, NULL, 2 * threads, RUNS) * 1e6;
     }
-    printf("%7u %11.2f %11.2f\n", threads, median(pool, passes), median(barrier, passes));
+    printf("%7u %11.2f %11.2f\n", threads, bench_median(pool, passes),
+           bench_median(barrier, passes));
     team_destroy(&t);
 }
 
@@ -251,10 +226,10 @@ static void bench_work(unsigned threads, unsigned loops, unsigned passes)
             for (unsigned kind = 0; kind < KINDS; kind++)
                 speed[robbed][kind][i] = unit[i] / times[kind];
         }
-    printf("%7u %11.0f", threads, median(unit, passes) * 1e6);
+    printf("%7u %11.0f", threads, bench_median(unit, passes) * 1e6);
     for (unsigned robbed = 0; robbed < 2; robbed++)
         for (unsigned kind = ONE; kind < KINDS; kind++)
-            printf("%8.2f", median(speed[robbed][kind], passes));
+            printf("%8.2f", bench_median(speed[robbed][kind], passes));
     printf("\n");
     team_destroy(&many);
     team_destroy(&one);
@@ -262,10 +237,8 @@ static void bench_work(unsigned threads, unsigned loops, unsigned passes)
 
 int main(int argc, char **argv)
 {
-    const unsigned long wanted = argc > 1 ? strtoul(argv[1], NULL, 10) : PASSES;
-    if (wanted < 1 || wanted > PASSES_MAX)
-        give_up("PASSES is a number from 1 to 99");
-    const unsigned passes = (unsigned)wanted;
+    const unsigned passes =
+        bench_argument(argc, argv, 1, PASSES, PASSES_MAX, "bench_workers [PASSES]");
     printf("processors: %u\n\nmicroseconds a run without work\nthreads        pool     barrier\n",
            q3_workers_default());
     for (unsigned threads = 1; threads <= THREADS_MAX; threads *= 2)
