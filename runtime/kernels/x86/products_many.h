@@ -60,11 +60,10 @@ static void many_arrange(const float *const *x, unsigned count, size_t columns, 
             *to++ = at < columns ? x[0][at] : 0;
 }
 
-// LONG_ROWS rows of weights: [pair in a block][block][row], a pair `stride` after the last. A
-// number more, because those at odd places are read from one before.
+// LONG_ROWS rows of weights: [pair in a block][block][row], a pair `stride` after the last.
 typedef struct packed {
     size_t blocks, stride;
-    pairs pairs[WIDTH * (2 * (MANY_COLUMNS / BLOCK) + GAP) + 1];
+    pairs pairs[WIDTH * (2 * (MANY_COLUMNS / BLOCK) + GAP)];
 } packed;
 
 // WIDTH rows and some blocks.
@@ -156,10 +155,11 @@ typedef struct long_sums {
 } long_sums;
 
 ALWAYS_INLINE void add_blocks(const uint16_t *weights, const float *const *x, size_t at,
-                              unsigned vectors, floats *sum)
+                              unsigned vectors, bool is_odd, floats *sum)
 {
-    const floats above = even(load_pairs(weights));
-    const floats below = even(load_pairs(weights + BLOCK));
+    const pairs first = load_pairs(weights), second = load_pairs(weights + BLOCK);
+    const floats above = is_odd ? odd(first) : even(first);
+    const floats below = is_odd ? odd(second) : even(second);
     UNROLL
     for (unsigned v = 0; v < vectors; v++) {
         const floats number = set_all(x[v][at]);
@@ -174,9 +174,7 @@ ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsig
                              unsigned vectors, long_sums *levels, size_t stride)
 {
     const size_t blocks = weights->blocks;
-    // Shifted, a pair that begins with an odd place leaves that.
-    const uint16_t *pair =
-        (const uint16_t *)(weights->pairs + place / 2 * weights->stride) + place % 2;
+    const uint16_t *pair = (const uint16_t *)(weights->pairs + place / 2 * weights->stride);
     floats sum[LONG_VECTORS * 2];
     const float *from[LONG_VECTORS];
     UNROLL
@@ -184,9 +182,15 @@ ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsig
         from[v] = x[v] + place * blocks;
         sum[2 * v] = sum[2 * v + 1] = zero();
     }
-    UNROLL_BY(2)
-    for (size_t i = 0; i < blocks; i++)
-        add_blocks(pair + i * 2 * BLOCK, from, i, vectors, sum);
+    if (place % 2) {
+        UNROLL_BY(2)
+        for (size_t i = 0; i < blocks; i++)
+            add_blocks(pair + i * 2 * BLOCK, from, i, vectors, true, sum);
+    } else {
+        UNROLL_BY(2)
+        for (size_t i = 0; i < blocks; i++)
+            add_blocks(pair + i * 2 * BLOCK, from, i, vectors, false, sum);
+    }
     for (; place % 2; place /= 2, levels += stride) {
         UNROLL
         for (unsigned n = 0; n < 2 * vectors; n++)
@@ -231,8 +235,11 @@ static void finish_tile(const long_sums *tile, size_t vectors, size_t rows, floa
     for (size_t v = 0; v < vectors; v++)
         for (size_t half = 0; half < 2 && half * WIDTH < rows; half++) {
             const size_t below = rows - half * WIDTH;
-            store_some(y[v] + first + half * WIDTH, tile->of[2 * v + half],
-                       below < WIDTH ? below : WIDTH);
+            float *to = y[v] + first + half * WIDTH;
+            if (below < WIDTH)
+                store_some(to, tile->of[2 * v + half], below);
+            else
+                store(to, tile->of[2 * v + half]);
         }
 }
 
