@@ -504,7 +504,7 @@ static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, uns
         if (!p->multiply_bf12)
             continue;
         // So many that there are several panels, and groups of them.
-        const size_t some = rows == 33 && columns <= 768 ? MOST : 13;
+        const size_t some = rows >= 33 && (columns <= 768 || columns > 4096) ? MOST : 13;
         const size_t most = p->bf12_vectors < some ? p->bf12_vectors : some;
         buffer in[MOST], out[MOST], expected_out[MOST];
         float *x[MOST], *y[MOST], *expected[MOST];
@@ -536,8 +536,8 @@ static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, uns
 static void test_bf12(void **state)
 {
     (void)state;
-    static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 33};
-    static const size_t columns[] = {64, 128, 192, 768, 2048};
+    static const size_t rows[] = {1, 2, 3, 4, 5, 7, 8, 33, 70};
+    static const size_t columns[] = {64, 128, 192, 768, 2048, 4160};
     static const unsigned rare[] = {0, 5, 60, 1000};
     random_state = 9;
     for (size_t a = 0; a < sizeof rows / sizeof *rows; a++)
