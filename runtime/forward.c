@@ -18,6 +18,7 @@ typedef struct product {
     float *const *y;
     float *const *second_y;
     uint32_t vectors;
+    uint32_t group; // vectors of a task
     uint32_t first_task;
     q3_place place; // where the weights are from
 } product;
@@ -35,7 +36,7 @@ typedef struct arrangement {
 //
 // Where there is enough for all threads to do, an expert is one task of one thread, for so many
 // choices at a time: what it makes of them stays in the thread's cache until it is used.
-enum { WAVE_VECTORS = 2048, SHARE_VECTORS = 128 };
+enum { WAVE_VECTORS = 2048, SHARE_VECTORS = 160 };
 
 // Some choices of an expert, which are the task of a thread.
 typedef struct share {
@@ -281,10 +282,22 @@ static const product *product_of(const product_run *run, uint32_t task)
     return &run->products[at];
 }
 
-// The vectors of a product are cut into groups, for each of which a thread goes through all blocks.
-static uint32_t count_groups(const q3_products *kernels, uint32_t vectors)
+// Cuts vectors evenly into parts of at most so many, of whole panels but for the last one. Returns
+// the vectors of a part.
+static uint32_t cut_evenly(uint32_t vectors, uint32_t most, uint32_t panel)
 {
-    return (vectors - 1) / kernels->group + 1;
+    const uint32_t parts = (vectors - 1) / most + 1, even = (vectors - 1) / parts + 1;
+    return (even - 1) / panel * panel + panel;
+}
+
+// The vectors of a product are cut into groups, for each of which a thread goes through all blocks.
+static uint32_t group_of(const q3_products *kernels, uint32_t vectors, size_t columns)
+{
+    const size_t panels = kernels->group_bytes / kernels->panel_bytes(columns);
+    if (panels >= vectors)
+        return vectors;
+    return cut_evenly(vectors, panels ? (uint32_t)panels * kernels->panel : kernels->panel,
+                      kernels->panel);
 }
 
 // What a worker is likely to do after a task: the threads take tasks by turns.
@@ -344,9 +357,9 @@ static void product_task(void *context, uint32_t index, unsigned worker)
     const q3_forward *f = run->forward;
     const product *whole = product_of(run, index);
     const uint32_t blocks = q3_matrix_blocks(&whole->matrix), task = index - whole->first_task;
-    const uint32_t first = task / blocks * run->kernels->group, left = whole->vectors - first;
+    const uint32_t first = task / blocks * whole->group, left = whole->vectors - first;
     product p = *whole;
-    p.vectors = left < run->kernels->group ? left : run->kernels->group;
+    p.vectors = left < whole->group ? left : whole->group;
     p.panels += first / run->kernels->panel;
     p.y += first;
     if (p.second)
@@ -365,7 +378,8 @@ static bool run_products(const q3_forward *forward, const q3_products *kernels, 
     for (uint32_t i = 0; i < count; i++) {
         const q3_matrix *matrix = &products[i].matrix;
         products[i].first_task = tasks;
-        const uint32_t groups = count_groups(kernels, products[i].vectors);
+        products[i].group = group_of(kernels, products[i].vectors, matrix->columns);
+        const uint32_t groups = (products[i].vectors - 1) / products[i].group + 1;
         tasks += q3_matrix_blocks(matrix) * groups;
         forward->scratch->weight_bytes +=
             groups * (matrix->bytes + (products[i].second ? products[i].second->bytes : 0));
@@ -736,6 +750,38 @@ typedef struct share_run {
     atomic_uint failed; // the lowest share with a frame that does not decode
 } share_run;
 
+// The first half of an expert for a share: panels of silu(gate x) * (up x), laid out in `memory`.
+static bool compute_inner(const q3_forward *f, const q3_products *kernels, const q3_expert *expert,
+                          const product *gated, size_t inner, uint8_t *memory, const void **panels,
+                          const q3_frame_reader *reader)
+{
+    const q3_next after = q3_matrix_next(&expert->down, 0);
+    if (!q3_matrix_gates(kernels, &expert->gate, &expert->up)) {
+        if (!compute_blocks(f, kernels, gated, after, reader))
+            return false;
+        arrange_here(kernels, (const float *const *)gated->y, gated->vectors, inner, memory,
+                     panels);
+        return true;
+    }
+    void *to[SHARE_VECTORS];
+    const uint32_t count = (gated->vectors - 1) / kernels->panel + 1;
+    const uint32_t blocks = q3_matrix_blocks(&expert->gate);
+    for (uint32_t i = 0; i < count; i++)
+        to[i] = memory + i * kernels->panel_bytes(inner);
+    for (uint32_t b = 0; b < blocks; b++) {
+        q3_next next[2] = {after};
+        if (b + 1 < blocks) {
+            next[0] = q3_matrix_next(&expert->gate, b + 1);
+            next[1] = q3_matrix_next(&expert->up, b + 1);
+        }
+        q3_matrix_multiply_gated(&expert->gate, &expert->up, b, kernels, gated->panels,
+                                 gated->vectors, to, next);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        panels[i] = to[i];
+    return true;
+}
+
 // All that an expert does for a share of its choices.
 static void share_task(void *context, uint32_t index, unsigned worker)
 {
@@ -773,12 +819,11 @@ static void share_task(void *context, uint32_t index, unsigned worker)
                  .y = gate_of,
                  .second_y = up_of,
                  .vectors = mine->count};
-    if (!compute_blocks(f, kernels, &p, q3_matrix_next(&expert->down, 0), reader)) {
+    if (!compute_inner(f, kernels, expert, &p, inner, in_memory + s->share_in_bytes, panels,
+                       reader)) {
         note_failure(&run->failed, index);
         return;
     }
-    arrange_here(kernels, (const float *const *)gate_of, mine->count, inner,
-                 in_memory + s->share_in_bytes, panels);
     const uint32_t later = index + f->team->count;
     const q3_next after = later < run->count
                               ? q3_matrix_next(&run->experts[s->shares[later].expert].gate, 0)
@@ -793,15 +838,17 @@ static void share_task(void *context, uint32_t index, unsigned worker)
 // Cuts some experts' choices into shares. Returns how many there are.
 static uint32_t cut_shares(q3_scratch *s, const q3_expert *experts, uint32_t count)
 {
+    enum { WHOLE = 16 }; // vectors, a panel of any products
     uint32_t shares = 0;
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t first = s->first_of[experts[i].number];
         const uint32_t choices = choices_of(s, experts[i].number);
-        for (uint32_t at = 0; at < choices; at += SHARE_VECTORS)
+        const uint32_t some = cut_evenly(choices, SHARE_VECTORS, WHOLE);
+        for (uint32_t at = 0; at < choices; at += some)
             s->shares[shares++] = (share){
                 .expert = i,
                 .first = first + at,
-                .count = choices - at < SHARE_VECTORS ? choices - at : SHARE_VECTORS,
+                .count = choices - at < some ? choices - at : some,
             };
     }
     return shares;

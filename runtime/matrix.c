@@ -80,3 +80,32 @@ bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernel
     products->multiply(weights, rows, columns, panels, vectors, y, first, next);
     return true;
 }
+
+bool q3_matrix_gates(const q3_products *products, const q3_matrix *gate, const q3_matrix *up)
+{
+    if (!products->multiply_gated || gate->block_rows != up->block_rows ||
+        gate->rows % products->gated_rows || gate->block_rows % products->gated_rows)
+        return false;
+    bool can = true;
+    for (uint32_t b = 0; can && b < q3_matrix_blocks(gate); b++)
+        can = gate->blocks[b].kind == up->blocks[b].kind && up->blocks[b].kind != Q3_BLOCK_FRAME;
+    return can;
+}
+
+static q3_rows rows_of(const q3_matrix *matrix, uint32_t block)
+{
+    const q3_block *stored = &matrix->blocks[block];
+    const size_t weights = (size_t)q3_block_rows(matrix, block) * matrix->columns;
+    return stored->kind == Q3_BLOCK_PLAIN
+               ? (q3_rows){.plain = stored->data}
+               : (q3_rows){.bf12 = q3_bf12_at(stored->data, weights, stored->lowest)};
+}
+
+void q3_matrix_multiply_gated(const q3_matrix *gate, const q3_matrix *up, uint32_t block,
+                              const q3_products *products, const void *const *panels,
+                              size_t vectors, void *const *inner, const q3_next next[2])
+{
+    const q3_rows a = rows_of(gate, block), b = rows_of(up, block);
+    products->multiply_gated(&a, &b, q3_block_rows(gate, block), gate->columns, panels, vectors,
+                             inner, (size_t)block * gate->block_rows, next);
+}

@@ -65,6 +65,16 @@ bool q3_matrix_multiply(const q3_matrix *matrix, uint32_t block, const q3_kernel
                         const q3_products *products, const void *const *panels, size_t vectors,
                         float *const *y, q3_next next, void *scratch, q3_coder *coder);
 
+// Can a gated pair be multiplied as one? That is up to the products, and to the form and the height
+// of all blocks.
+bool q3_matrix_gates(const q3_products *products, const q3_matrix *gate, const q3_matrix *up);
+
+// Then, of one block's rows of both, silu(gate x) * (up x), as columns of the panels of the product
+// behind them (q3_products.multiply_gated).
+void q3_matrix_multiply_gated(const q3_matrix *gate, const q3_matrix *up, uint32_t block,
+                              const q3_products *products, const void *const *panels,
+                              size_t vectors, void *const *inner, const q3_next next[2]);
+
 // A block as it lies in memory: what is next when its product is next.
 static inline q3_next q3_matrix_next(const q3_matrix *matrix, uint32_t block)
 {

@@ -31,15 +31,21 @@ typedef struct q3_next {
     size_t bytes;
 } q3_next;
 
+// Rows of a matrix, one after the other, in either form.
+typedef struct q3_rows {
+    const uint16_t *plain; // or NULL:
+    q3_bf12 bf12;
+} q3_rows;
+
 // Products of a bf16 matrix with vectors. The vectors are first arranged, once for all the rows
 // that they meet, into panels of up to `panel` vectors: an order (or a pair of bf16 numbers for
 // each float32) that suits the processor. Panels lie at multiples of 64 bytes.
 typedef struct q3_products {
     const char *name;
     unsigned panel; // vectors that are arranged together
-    // Vectors, a multiple of `panel`, whose panels stay in a core's second cache while the rows of
-    // a matrix pass over them: more are better multiplied in groups of so many.
-    unsigned group;
+    // Panels of so many bytes stay in a core's second cache while the rows of a matrix pass over
+    // them: more are better multiplied in groups.
+    size_t group_bytes;
     // Bytes of a panel for vectors of so many numbers: a multiple of 64.
     size_t (*panel_bytes)(size_t columns);
     // Arranges `count` vectors, 1 to `panel`; those that a panel has not got are zeros in it.
@@ -66,6 +72,15 @@ typedef struct q3_products {
                           const void *const *panels, size_t vectors, float *const *y, size_t first,
                           q3_next next);
     unsigned bf12_vectors; // beyond so many vectors unpacking first is faster
+
+    // What a gated pair of matrices hands on, as the panels that the next product takes: numbers
+    // `first` to first + rows - 1 of vector v in `inner` become silu(gate x) * (up x), to the bit
+    // what `multiply`, the level's silu_multiply and `arrange` make of them. Both have the same
+    // form; rows and first are multiples of gated_rows. NULL where there is none.
+    void (*multiply_gated)(const q3_rows *gate, const q3_rows *up, size_t rows, size_t columns,
+                           const void *const *panels, size_t vectors, void *const *inner,
+                           size_t first, const q3_next next[2]);
+    unsigned gated_rows;
 } q3_products;
 
 enum {

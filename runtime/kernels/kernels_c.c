@@ -248,7 +248,7 @@ static void narrow_all(const float *in, size_t n, uint16_t *out)
 static const q3_products products = {
     .name = "c",
     .panel = 1,
-    .group = UINT_MAX,
+    .group_bytes = SIZE_MAX,
     .panel_bytes = panel_bytes,
     .arrange = arrange,
     .multiply = multiply,

@@ -476,7 +476,7 @@ static void fill_window(uint16_t *weights, size_t count, unsigned lowest, unsign
 // back, and the product.
 static void check_bf12(const uint16_t *weights, size_t rows, size_t columns, unsigned lowest)
 {
-    enum { FIRST = 2, MOST = 133 };
+    enum { FIRST = 2, MOST = 173 };
     const size_t count = rows * columns;
     const size_t outside = q3_kernels_c.bf12->outside(weights, count, lowest);
     const size_t bytes = count / 64 * 96 + (outside + 1) * sizeof(q3_bf12_exception);
@@ -562,6 +562,111 @@ static void test_bf12(void **state)
         check_bf12(all, ALL / 256, 256, ends[i]);
     }
     free_buffer(&numbers);
+}
+
+// ---- gated pairs ----
+
+// The same rows, plain and as bf12.
+typedef struct gated_rows {
+    buffer plain, block;
+    q3_rows as[2];
+} gated_rows;
+
+static gated_rows make_gated_rows(size_t count)
+{
+    enum { LOWEST = 112, RARE = 300 };
+    gated_rows rows;
+    uint16_t *weights;
+    rows.plain = make_weights(count, &weights);
+    fill_window(weights, count, LOWEST, RARE);
+    for (size_t i = 0; i < count; i++)
+        if ((weights[i] & 0x7f80) > 0x3f80) // so that sums are finite
+            weights[i] = 0x3f80;
+    const size_t outside = q3_kernels_c.bf12->outside(weights, count, LOWEST);
+    rows.block = make_buffer(count / 64 * 96 + (outside + 1) * sizeof(q3_bf12_exception));
+    q3_kernels_c.bf12->pack(weights, count, LOWEST, rows.block.data);
+    rows.as[0] = (q3_rows){.plain = weights};
+    rows.as[1] = (q3_rows){.bf12 = q3_bf12_at(rows.block.data, count, LOWEST)};
+    return rows;
+}
+
+// In two calls, what is arranged must be what multiply, silu_multiply and arrange make.
+static void check_gated(const q3_kernels *table, const q3_products *p, size_t rows, size_t columns,
+                        size_t vectors)
+{
+    enum { MOST = 173 };
+    assert_true(vectors <= MOST);
+    const size_t upper = p->gated_rows, lower = rows - upper;
+    gated_rows gate[2] = {make_gated_rows(upper * columns), make_gated_rows(lower * columns)};
+    gated_rows up[2] = {make_gated_rows(upper * columns), make_gated_rows(lower * columns)};
+    buffer in[MOST], gates[MOST], ups[MOST];
+    float *x[MOST], *gate_of[MOST], *up_of[MOST];
+    const void *panels[MOST], *expected[MOST];
+    void *inner[MOST];
+    for (size_t v = 0; v < vectors; v++) {
+        in[v] = make_floats(columns, &x[v]);
+        gates[v] = make_floats(rows, &gate_of[v]);
+        ups[v] = make_floats(rows, &up_of[v]);
+    }
+    buffer arranged = arrange(p, (const float *const *)x, vectors, columns, panels);
+    for (unsigned part = 0; part < 2; part++) {
+        const size_t first = part ? upper : 0, count = part ? lower : upper;
+        p->multiply(gate[part].as[0].plain, count, columns, panels, vectors, gate_of, first,
+                    (q3_next){0});
+        p->multiply(up[part].as[0].plain, count, columns, panels, vectors, up_of, first,
+                    (q3_next){0});
+    }
+    for (size_t v = 0; v < vectors; v++)
+        table->silu_multiply(gate_of[v], up_of[v], rows);
+    buffer wanted = arrange(p, (const float *const *)gate_of, vectors, rows, expected);
+    buffer found = make_buffer(wanted.size);
+    for (size_t i = 0; i * p->panel < vectors; i++)
+        inner[i] = found.data + i * p->panel_bytes(rows);
+    for (unsigned form = 0; form < 2; form++) {
+        memset(found.data, 0x55, found.size);
+        for (unsigned part = 0; part < 2; part++) {
+            const q3_next next[2] = {{gate[1].as[0].plain, 2 * columns * form},
+                                     {up[1].as[1].bf12.groups, 96 * (1 - form)}};
+            p->multiply_gated(&gate[part].as[form], &up[part].as[form], part ? lower : upper,
+                              columns, panels, vectors, inner, part ? upper : 0, next);
+        }
+        assert_memory_equal(found.data, wanted.data, wanted.size);
+    }
+    free_buffer(&found);
+    free_buffer(&wanted);
+    free_buffer(&arranged);
+    for (size_t v = 0; v < vectors; v++) {
+        free_buffer(&in[v]);
+        free_buffer(&gates[v]);
+        free_buffer(&ups[v]);
+    }
+    for (unsigned part = 0; part < 2; part++) {
+        free_buffer(&gate[part].plain);
+        free_buffer(&gate[part].block);
+        free_buffer(&up[part].plain);
+        free_buffer(&up[part].block);
+    }
+}
+
+static void test_gated(void **state)
+{
+    (void)state;
+    static const size_t columns[] = {64, 192, 768, 2112};
+    static const size_t vectors[] = {1, 15, 16, 17, 33, 49, 160, 173};
+    unsigned checked = 0;
+    for (unsigned t = 0; t < table_count; t++) {
+        const q3_products *p = tables[t]->many;
+        if (!p->multiply_gated)
+            continue;
+        random_state = 15;
+        for (size_t a = 0; a < sizeof columns / sizeof *columns; a++)
+            for (size_t b = 0; b < sizeof vectors / sizeof *vectors; b++)
+                for (size_t rows = 2; rows <= 6; rows += b % 2 ? 1 : 2)
+                    check_gated(tables[t], p, rows * p->gated_rows, columns[a], vectors[b]);
+        checked++;
+    }
+    if (!checked)
+        skip();
 }
 
 // The lowest of the windows that take in the most of the weights.
@@ -1032,7 +1137,7 @@ int main(void)
         cmocka_unit_test(test_add_scaled),     cmocka_unit_test(test_conversions),
         cmocka_unit_test(test_attend),         cmocka_unit_test(test_attend_many),
         cmocka_unit_test(test_bf12),           cmocka_unit_test(test_bf12_window),
-        cmocka_unit_test(test_bf12_room),
+        cmocka_unit_test(test_bf12_room),      cmocka_unit_test(test_gated),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

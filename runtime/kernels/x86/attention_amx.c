@@ -130,33 +130,25 @@ static void arrange_query(const work *w)
     }
 }
 
-// The first numbers of both halves, then the second ones, and so on.
-static inline __m512i interleave(__m512i halves)
-{
-    const __m512i evens = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i order = _mm512_or_si512(
-        evens, _mm512_slli_epi32(_mm512_add_epi32(evens, _mm512_set1_epi32(TILE)), 16));
-    return _mm512_permutexvar_epi16(order, halves);
-}
-
 // Puts two vectors of keys, or of values, into a line of each of their parts' tiles.
 static inline void put_keys(uint8_t *line, floats a, floats b)
 {
     const parts split = split_in_three(a, b);
     for (unsigned i = 0; i < 3; i++)
-        _mm512_store_si512(line + i * TILE_BYTES, interleave(split.part[i]));
+        _mm512_store_si512(line + i * TILE_BYTES, q3_split_interleave(split.part[i]));
 }
 
 static inline void put_values(uint8_t *line, floats a, floats b)
 {
     const q3_split split = q3_split_two(a, b);
-    _mm512_store_si512(line, interleave(split.high));
-    _mm512_store_si512(line + TILE_BYTES, interleave(split.low));
+    _mm512_store_si512(line, q3_split_interleave(split.high));
+    _mm512_store_si512(line + TILE_BYTES, q3_split_interleave(split.low));
 }
 
 static inline void put_narrow(uint8_t *line, __m256i a, __m256i b)
 {
-    _mm512_store_si512(line, interleave(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1)));
+    _mm512_store_si512(line,
+                       q3_split_interleave(_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1)));
 }
 
 // The keys of a chunk's positions. A panel without positions is zeros, as is a dimension too many.

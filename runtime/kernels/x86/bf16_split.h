@@ -40,6 +40,15 @@ static inline q3_split q3_split_two(__m512 a, __m512 b)
     return (q3_split){.high = high, .low = low};
 }
 
+// The first numbers of both halves, then the second ones, and so on.
+static inline __m512i q3_split_interleave(__m512i halves)
+{
+    const __m512i evens = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i order = _mm512_or_si512(
+        evens, _mm512_slli_epi32(_mm512_add_epi32(evens, _mm512_set1_epi32(16)), 16));
+    return _mm512_permutexvar_epi16(order, halves);
+}
+
 // The first 32 of `count` numbers; what is missing becomes zero and is not read.
 static inline q3_split q3_split_load(const float *x, size_t count)
 {

@@ -40,7 +40,7 @@
 static const q3_products products = {
     .name = Q3_KERNELS_LEVEL,
     .panel = 1,
-    .group = UINT_MAX,
+    .group_bytes = SIZE_MAX,
     .panel_bytes = panel_bytes,
     .arrange = arrange,
     .multiply = multiply,
@@ -54,7 +54,7 @@ static const q3_products products = {
 static const q3_products many_products = {
     .name = Q3_KERNELS_LEVEL,
     .panel = 1,
-    .group = UINT_MAX,
+    .group_bytes = SIZE_MAX,
     .panel_bytes = many_panel_bytes,
     .arrange = many_arrange,
     .multiply = many_multiply,

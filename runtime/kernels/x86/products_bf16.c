@@ -120,7 +120,7 @@ static void arrange(const float *const *x, unsigned count, size_t columns, void 
 const q3_products q3_products_bf16 = {
     .name = "bf16",
     .panel = 1,
-    .group = 128,
+    .group_bytes = 1 << 20,
     .panel_bytes = panel_bytes,
     .arrange = arrange,
     .multiply = multiply,
