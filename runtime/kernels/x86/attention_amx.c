@@ -34,6 +34,14 @@ enum {
     VALUE_STEPS = CHUNK / STEP,
 };
 
+// A pair of row tiles whose scores are to become weights, in turns: each tile's largest scores are
+// an item, then each of its rows.
+typedef struct weighing {
+    float *scores;
+    size_t tile, from, steps;
+    unsigned item, items;
+} weighing;
+
 // The parts of the scratch memory. Tiles of queries and weights hold 32 numbers of each row; line i
 // of those of keys and values holds numbers 2i and 2i + 1, dimensions or positions, of each
 // position or dimension.
@@ -47,9 +55,12 @@ typedef struct work {
     float *largest;     // [row]
     uint8_t *keys;      // [panel][step][part][pair of dimensions][16 positions]
     uint8_t *values;    // [dimension / 16][step][part][pair of positions][16 dimensions]
-    // Of a pair of row tiles: scores, [row tile][panel][row][16]. Two panels become a step of
-    // weights, [row tile][step][part][row][32].
-    float *scores;
+    // Of two pairs of row tiles, one whose scores are computed while those of the other become
+    // weights: scores, [row tile][panel][row][16]. Two panels become a step of weights,
+    // [row tile][step][part][row][32].
+    float *scores[2];
+    unsigned half; // of a pair that is to be weighed
+    weighing next;
 } work;
 
 static size_t count_tiles(size_t rows)
@@ -66,7 +77,7 @@ static size_t scratch_bytes(size_t heads, size_t head_dim)
 {
     const size_t tiles = count_tiles(TOKENS * heads), steps = count_steps(head_dim);
     return tiles * (2 * steps * TILE_BYTES + TILE_BYTES + TILE * sizeof(float)) +
-           2 * PANELS * TILE_BYTES + (tiles + PANELS) * steps * SCORE_STEP +
+           4 * PANELS * TILE_BYTES + (tiles + PANELS) * steps * SCORE_STEP +
            2 * steps * VALUE_STEPS * VALUE_STEP;
 }
 
@@ -77,8 +88,9 @@ static work lay_out(const q3_attention *a)
     w.out = a->scores;
     w.sums = w.out + w.tiles * 2 * w.steps * NUMBERS;
     w.largest = w.sums + w.tiles * NUMBERS;
-    w.scores = w.largest + w.tiles * TILE;
-    w.query = (uint8_t *)(w.scores + 2 * PANELS * NUMBERS);
+    w.scores[0] = w.largest + w.tiles * TILE;
+    w.scores[1] = w.scores[0] + 2 * PANELS * NUMBERS;
+    w.query = (uint8_t *)(w.scores[1] + 2 * PANELS * NUMBERS);
     w.keys = w.query + w.tiles * w.steps * SCORE_STEP;
     w.values = w.keys + PANELS * w.steps * SCORE_STEP;
     return w;
@@ -201,113 +213,6 @@ ALWAYS_INLINE void arrange_values(const work *w, size_t from, size_t count, bool
         }
 }
 
-// ---- tiles: 0 to 3 are sums, 4 and 5 the second operand, 6 and 7 rows ----
-
-// Loads the same part of two tiles of rows, `apart` bytes from each other, or of two of the second
-// operand, and adds the products of all that is loaded to the sums.
-ALWAYS_INLINE void next_rows(const uint8_t *a, size_t apart)
-{
-    _tile_loadd(6, a, 64);
-    _tile_dpbf16ps(0, 6, 4);
-    _tile_dpbf16ps(1, 6, 5);
-    _tile_loadd(7, a + apart, 64);
-    _tile_dpbf16ps(2, 7, 4);
-    _tile_dpbf16ps(3, 7, 5);
-}
-
-ALWAYS_INLINE void next_columns(const uint8_t *b, size_t apart)
-{
-    _tile_loadd(4, b, 64);
-    _tile_dpbf16ps(0, 6, 4);
-    _tile_dpbf16ps(2, 7, 4);
-    _tile_loadd(5, b + apart, 64);
-    _tile_dpbf16ps(1, 6, 5);
-    _tile_dpbf16ps(3, 7, 5);
-}
-
-ALWAYS_INLINE void first_columns(const uint8_t *b, size_t apart)
-{
-    _tile_loadd(4, b, 64);
-    _tile_loadd(5, b + apart, 64);
-}
-
-static inline void clear_sums(void)
-{
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-static inline void load_sums(const float *from, size_t row, size_t column)
-{
-    _tile_loadd(0, from, 64);
-    _tile_loadd(1, from + column, 64);
-    _tile_loadd(2, from + row, 64);
-    _tile_loadd(3, from + row + column, 64);
-}
-
-static inline void store_sums(float *to, size_t row, size_t column)
-{
-    _tile_stored(0, to, 64);
-    _tile_stored(1, to + column, 64);
-    _tile_stored(2, to + row, 64);
-    _tile_stored(3, to + row + column, 64);
-}
-
-// The scores of a pair of row tiles for the first `steps` steps of the chunk's positions.
-ALWAYS_INLINE void score(const work *w, size_t tile, size_t steps, bool is_narrow)
-{
-    enum { MIDDLE = TILE_BYTES, LOW = 2 * TILE_BYTES };
-    const size_t apart = w->steps * SCORE_STEP;
-    for (size_t panel = 0; panel < 2 * steps; panel += 2) {
-        const uint8_t *a = w->query + tile * apart, *b = w->keys + panel * apart;
-        clear_sums();
-        for (size_t k = 0; k < w->steps; k++, a += SCORE_STEP, b += SCORE_STEP) {
-            first_columns(b, apart);
-            next_rows(a + LOW, apart);
-            if (is_narrow) {
-                next_rows(a + MIDDLE, apart);
-                next_rows(a, apart);
-                continue;
-            }
-            next_rows(a, apart);
-            next_columns(b + LOW, apart);
-            next_columns(b + MIDDLE, apart);
-            next_rows(a + MIDDLE, apart);
-            next_columns(b, apart);
-        }
-        store_sums(w->scores + panel * NUMBERS, PANELS * NUMBERS, NUMBERS);
-    }
-}
-
-// Adds weight * value of the first `steps` steps of the chunk's positions to a pair of row tiles.
-ALWAYS_INLINE void add_values(const work *w, size_t tile, size_t steps, bool is_first,
-                              bool is_narrow)
-{
-    enum { LOW = TILE_BYTES };
-    const size_t height = 2 * w->steps * NUMBERS; // from a tile's sums to the next one's
-    const size_t apart = VALUE_STEPS * VALUE_STEP;
-    for (size_t d = 0; d < 2 * w->steps; d += 2) {
-        const uint8_t *a = (const uint8_t *)w->scores, *b = w->values + d * apart;
-        float *sums = w->out + tile * height + d * NUMBERS;
-        if (is_first)
-            clear_sums();
-        else
-            load_sums(sums, height, NUMBERS);
-        for (size_t k = 0; k < steps; k++, a += VALUE_STEP, b += VALUE_STEP) {
-            first_columns(b, apart);
-            next_rows(a + LOW, apart);
-            next_rows(a, apart);
-            if (is_narrow)
-                continue;
-            next_columns(b + LOW, apart);
-            next_rows(a + LOW, apart);
-        }
-        store_sums(sums, height, NUMBERS);
-    }
-}
-
 // ---- weights ----
 
 // 2^x for x <= 0: 2^x = 2^k 2^r with |r| <= 1/2, 2^r by its series to r^7. Below -126 it is 0. Not
@@ -377,61 +282,193 @@ static void scale_rows(const work *w, size_t tile, const float *factor, unsigned
     }
 }
 
-// Turns a tile's scores for `steps` steps of positions from `from` on into weights.
-ALWAYS_INLINE void weigh(const work *w, size_t tile, size_t from, size_t steps, bool is_masked)
+// A tile's largest scores so far; what its rows have summed up is scaled to them.
+ALWAYS_INLINE void find_largest(const work *w, const weighing *now, size_t tile, bool is_masked)
 {
-    float *scores = w->scores + tile % 2 * PANELS * NUMBERS;
-    const bool is_first = from == 0;
-    ptrdiff_t seen[TILE];
+    const float *scores = now->scores + tile % 2 * PANELS * NUMBERS;
     floats most[TILE];
     for (size_t row = 0; row < TILE; row++) {
         const float *at = scores + row * TILE;
-        seen[row] = (ptrdiff_t)positions_of(w, tile * TILE + row) - (ptrdiff_t)from;
-        floats largest = load_scores(at, seen[row], is_masked);
-        for (size_t panel = 1; panel < 2 * steps; panel++)
-            largest =
-                larger(largest, load_scores(at + panel * NUMBERS,
-                                            seen[row] - (ptrdiff_t)(panel * TILE), is_masked));
+        const ptrdiff_t seen = (ptrdiff_t)positions_of(w, tile * TILE + row) - (ptrdiff_t)now->from;
+        floats largest = load_scores(at, seen, is_masked);
+        for (size_t panel = 1; panel < 2 * now->steps; panel++)
+            largest = larger(largest, load_scores(at + panel * NUMBERS,
+                                                  seen - (ptrdiff_t)(panel * TILE), is_masked));
         most[row] = largest;
     }
     float *largest = w->largest + tile * TILE;
-    floats now = largest_lanes(most);
-    if (!is_first) {
+    floats most_of_rows = largest_lanes(most);
+    if (now->from) {
         const floats before = _mm512_load_ps(largest);
-        now = larger(before, now);
+        most_of_rows = larger(before, most_of_rows);
         _Alignas(64) float factor[TILE];
-        _mm512_store_ps(factor, power_of_two_below(before - now));
+        _mm512_store_ps(factor, power_of_two_below(before - most_of_rows));
         const __mmask16 changed =
             _mm512_cmp_ps_mask(_mm512_load_ps(factor), set_all(1.0f), _CMP_NEQ_UQ);
         if (changed)
             scale_rows(w, tile, factor, changed);
     }
-    _mm512_store_ps(largest, now);
-    for (size_t row = 0; row < TILE; row++) {
-        float *at = scores + row * TILE;
-        float *sums = w->sums + (tile * TILE + row) * TILE;
-        const floats most_of_row = set_all(largest[row]);
-        floats sum = is_first ? zero() : _mm512_load_ps(sums);
-        for (size_t panel = 0; panel < 2 * steps; panel += 2, at += 2 * NUMBERS) {
-            const ptrdiff_t left = seen[row] - (ptrdiff_t)(panel * TILE);
-            const floats a = power_of_two_below(load_scores(at, left, is_masked) - most_of_row);
-            const floats b =
-                power_of_two_below(load_scores(at + NUMBERS, left - TILE, is_masked) - most_of_row);
-            sum = sum + (a + b);
-            const q3_split split = q3_split_two(a, b);
-            _mm512_store_ps(at, _mm512_castsi512_ps(split.high));
-            _mm512_store_ps(at + NUMBERS, _mm512_castsi512_ps(split.low));
+    _mm512_store_ps(largest, most_of_rows);
+}
+
+// Turns a row's scores into weights.
+ALWAYS_INLINE void weigh_row(const work *w, const weighing *now, size_t tile, size_t row,
+                             bool is_masked)
+{
+    float *at = now->scores + tile % 2 * PANELS * NUMBERS + row * TILE;
+    float *sums = w->sums + (tile * TILE + row) * TILE;
+    const floats largest = set_all(w->largest[tile * TILE + row]);
+    ptrdiff_t left = (ptrdiff_t)positions_of(w, tile * TILE + row) - (ptrdiff_t)now->from;
+    floats sum = now->from ? _mm512_load_ps(sums) : zero();
+    for (size_t step = 0; step < now->steps; step++, at += 2 * NUMBERS, left -= STEP) {
+        const floats a = power_of_two_below(load_scores(at, left, is_masked) - largest);
+        const floats b =
+            power_of_two_below(load_scores(at + NUMBERS, left - TILE, is_masked) - largest);
+        sum = sum + (a + b);
+        const q3_split split = q3_split_two(a, b);
+        _mm512_store_ps(at, _mm512_castsi512_ps(split.high));
+        _mm512_store_ps(at + NUMBERS, _mm512_castsi512_ps(split.low));
+    }
+    _mm512_store_ps(sums, sum);
+}
+
+ALWAYS_INLINE void weigh_part(const work *w, const weighing *now, size_t tile, unsigned part,
+                              bool is_masked)
+{
+    if (part == 0)
+        find_largest(w, now, tile, is_masked);
+    else
+        weigh_row(w, now, tile, part - 1, is_masked);
+}
+
+// Not inlined, so that the loops that it is called from stay short.
+__attribute__((noinline)) static void weigh_item(work *w)
+{
+    const weighing *now = &w->next;
+    const unsigned item = w->next.item++;
+    const size_t tile = now->tile + item / (1 + TILE);
+    if (positions_of(w, tile * TILE) >= now->from + CHUNK)
+        weigh_part(w, now, tile, item % (1 + TILE), false);
+    else
+        weigh_part(w, now, tile, item % (1 + TILE), true);
+}
+
+ALWAYS_INLINE void take_turn(work *w)
+{
+    if (w->next.item < w->next.items)
+        weigh_item(w);
+}
+
+// ---- tiles: 0 to 3 are sums, 4 and 5 the second operand, 6 and 7 rows ----
+
+// Loads the same part of two tiles of rows, `apart` bytes from each other, or of two of the second
+// operand, and adds the products of all that is loaded to the sums.
+ALWAYS_INLINE void next_rows(const uint8_t *a, size_t apart)
+{
+    _tile_loadd(6, a, 64);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(1, 6, 5);
+    _tile_loadd(7, a + apart, 64);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_dpbf16ps(3, 7, 5);
+}
+
+ALWAYS_INLINE void next_columns(const uint8_t *b, size_t apart)
+{
+    _tile_loadd(4, b, 64);
+    _tile_dpbf16ps(0, 6, 4);
+    _tile_dpbf16ps(2, 7, 4);
+    _tile_loadd(5, b + apart, 64);
+    _tile_dpbf16ps(1, 6, 5);
+    _tile_dpbf16ps(3, 7, 5);
+}
+
+ALWAYS_INLINE void first_columns(const uint8_t *b, size_t apart)
+{
+    _tile_loadd(4, b, 64);
+    _tile_loadd(5, b + apart, 64);
+}
+
+static inline void clear_sums(void)
+{
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static inline void load_sums(const float *from, size_t row, size_t column)
+{
+    _tile_loadd(0, from, 64);
+    _tile_loadd(1, from + column, 64);
+    _tile_loadd(2, from + row, 64);
+    _tile_loadd(3, from + row + column, 64);
+}
+
+static inline void store_sums(float *to, size_t row, size_t column)
+{
+    _tile_stored(0, to, 64);
+    _tile_stored(1, to + column, 64);
+    _tile_stored(2, to + row, 64);
+    _tile_stored(3, to + row + column, 64);
+}
+
+// The scores of a pair of row tiles for the first `steps` steps of the chunk's positions, while
+// another's are weighed in turns.
+ALWAYS_INLINE void score(work *w, size_t tile, size_t steps, bool is_narrow)
+{
+    enum { MIDDLE = TILE_BYTES, LOW = 2 * TILE_BYTES };
+    const size_t apart = w->steps * SCORE_STEP;
+    for (size_t panel = 0; panel < 2 * steps; panel += 2) {
+        const uint8_t *a = w->query + tile * apart, *b = w->keys + panel * apart;
+        clear_sums();
+        for (size_t k = 0; k < w->steps; k++, a += SCORE_STEP, b += SCORE_STEP) {
+            first_columns(b, apart);
+            next_rows(a + LOW, apart);
+            take_turn(w);
+            if (is_narrow) {
+                next_rows(a + MIDDLE, apart);
+                take_turn(w);
+                next_rows(a, apart);
+                continue;
+            }
+            next_rows(a, apart);
+            next_columns(b + LOW, apart);
+            take_turn(w);
+            next_columns(b + MIDDLE, apart);
+            next_rows(a + MIDDLE, apart);
+            take_turn(w);
+            next_columns(b, apart);
         }
-        _mm512_store_ps(sums, sum);
+        store_sums(w->scores[w->half] + panel * NUMBERS, PANELS * NUMBERS, NUMBERS);
     }
 }
 
-static void weigh_tile(const work *w, size_t tile, size_t from, size_t steps)
+// Adds weight * value of the first `steps` steps of the chunk's positions to a pair of row tiles.
+ALWAYS_INLINE void add_values(const work *w, size_t tile, size_t steps, bool is_first,
+                              bool is_narrow)
 {
-    if (positions_of(w, tile * TILE) >= from + CHUNK)
-        weigh(w, tile, from, VALUE_STEPS, false);
-    else
-        weigh(w, tile, from, steps, true);
+    enum { LOW = TILE_BYTES };
+    const size_t height = 2 * w->steps * NUMBERS; // from a tile's sums to the next one's
+    const size_t apart = VALUE_STEPS * VALUE_STEP;
+    for (size_t d = 0; d < 2 * w->steps; d += 2) {
+        const uint8_t *a = (const uint8_t *)w->next.scores, *b = w->values + d * apart;
+        float *sums = w->out + tile * height + d * NUMBERS;
+        if (is_first)
+            clear_sums();
+        else
+            load_sums(sums, height, NUMBERS);
+        for (size_t k = 0; k < steps; k++, a += VALUE_STEP, b += VALUE_STEP) {
+            first_columns(b, apart);
+            next_rows(a + LOW, apart);
+            next_rows(a, apart);
+            if (is_narrow)
+                continue;
+            next_columns(b + LOW, apart);
+            next_rows(a + LOW, apart);
+        }
+        store_sums(sums, height, NUMBERS);
+    }
 }
 
 // Sums below what the tiles would keep become zero, whatever came after them.
@@ -453,9 +490,16 @@ static void store_rows(const work *w)
     }
 }
 
+// Steps of the chunk that a pair of row tiles sees.
+static size_t steps_of(const work *w, size_t tile, size_t from)
+{
+    const size_t seen = positions_of(w, (tile + 2) * TILE - 1) - from;
+    return ((seen < CHUNK ? seen : CHUNK) + STEP - 1) / STEP;
+}
+
 ALWAYS_INLINE void attend_to(const q3_attention *a, bool is_narrow)
 {
-    const work w = lay_out(a);
+    work w = lay_out(a);
     const size_t positions = a->positions + a->tokens - 1;
     configure_tiles(TILE);
     arrange_query(&w);
@@ -463,16 +507,24 @@ ALWAYS_INLINE void attend_to(const q3_attention *a, bool is_narrow)
         const size_t count = positions - from < CHUNK ? positions - from : CHUNK;
         arrange_keys(&w, from, count, is_narrow);
         arrange_values(&w, from, count, is_narrow);
-        for (size_t tile = 0; tile < w.tiles; tile += 2) {
-            const size_t seen = positions_of(&w, (tile + 2) * TILE - 1);
-            if (seen <= from)
-                continue;
-            const size_t some = seen - from < CHUNK ? seen - from : CHUNK;
-            const size_t steps = (some + STEP - 1) / STEP;
-            settle();
-            score(&w, tile, steps, is_narrow);
-            weigh_tile(&w, tile, from, steps);
-            weigh_tile(&w, tile + 1, from, steps);
+        // The first rows may see none of the chunk.
+        size_t tile = 0;
+        while (positions_of(&w, (tile + 2) * TILE - 1) <= from)
+            tile += 2;
+        settle();
+        score(&w, tile, steps_of(&w, tile, from), is_narrow);
+        for (; tile < w.tiles; tile += 2) {
+            const size_t steps = steps_of(&w, tile, from);
+            w.next = (weighing){.scores = w.scores[w.half],
+                                .tile = tile,
+                                .from = from,
+                                .steps = steps,
+                                .items = 2 * (1 + TILE)};
+            w.half ^= 1;
+            if (tile + 2 < w.tiles)
+                score(&w, tile + 2, steps_of(&w, tile + 2, from), is_narrow);
+            while (w.next.item < w.next.items)
+                weigh_item(&w);
             settle();
             add_values(&w, tile, steps, from == 0, is_narrow);
         }
