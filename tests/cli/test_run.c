@@ -446,9 +446,9 @@ static void test_wrong_command_lines(void **state)
     q3_test_expect(q3_test_run(NULL, Q3_TEST_RUN, "generate", pack, "-p", "a", "-m", "1M", "-t",
                                "1", "-c", "64", "--cpu", "c", NULL),
                    6,
-                   "q3-run: memory budget of 1,048,576 bytes: at least 13,132,864 are needed: "
+                   "q3-run: memory budget of 1,048,576 bytes: at least 13,133,888 are needed: "
                    "dense weights 793,344, KV cache for 64 positions 196,608, one expert a layer "
-                   "122,880, program and scratch 12,020,032\n");
+                   "122,880, program and scratch 12,021,056\n");
 }
 
 // ---- wrong pools ----
