@@ -145,9 +145,12 @@ bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data,
 q3_engine_statistics q3_engine_count(const q3_engine *engine)
 {
     const q3_expert_counts experts = q3_expert_cache_counts(engine->experts);
-    double outside = 0;
-    for (uint32_t i = 0; i < engine->opened.model.config->num_hidden_layers; i++)
-        outside += engine->opened.routing.outside[i];
+    q3_outside outside = {0};
+    for (uint32_t i = 0; i < engine->opened.model.config->num_hidden_layers; i++) {
+        const q3_outside layer = q3_engine_outside(engine, i);
+        outside.routed += layer.routed;
+        outside.sum += layer.sum;
+    }
     return (q3_engine_statistics){
         .tokens = engine->tokens,
         .batches = engine->batches,
@@ -162,8 +165,7 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .unused_bytes = experts.ahead_unused_bytes,
         .embedding_bytes = q3_embedding_bytes_read(engine->opened.embedding),
         .computed_bytes = q3_forward_bytes(&engine->forward),
-        .routed_tokens = engine->opened.routing.tokens,
-        .outside_sum = outside,
+        .outside = outside,
     };
 }
 
@@ -177,9 +179,10 @@ bool q3_engine_replay(q3_engine *engine, const q3_misses *misses, double *rate, 
     return q3_expert_cache_replay(engine->experts, misses, rate, err);
 }
 
-const double *q3_engine_outside(const q3_engine *engine)
+q3_outside q3_engine_outside(const q3_engine *engine, uint32_t layer)
 {
-    return engine->opened.routing.outside;
+    const q3_routing *routing = &engine->opened.routing;
+    return (q3_outside){.routed = routing->tokens[layer], .sum = routing->outside[layer]};
 }
 
 bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err)
@@ -268,7 +271,18 @@ static bool check_ids(const q3_session *session, const uint32_t *ids, size_t cou
     return true;
 }
 
-// The logits of a batch: all of them for an observer, the last one's for the session.
+// Of how many tokens of a batch, the last ones, what the last layer makes of them is asked for.
+static uint32_t count_wanted(const q3_engine *engine, uint32_t batch, const q3_observer *observer,
+                             bool last)
+{
+    if (engine->forward.trace || (observer && (observer->logits || observer->routed ||
+                                               observer->wanted || observer->computed)))
+        return batch;
+    return last ? 1 : 0;
+}
+
+// The logits of the last `count` tokens of a batch: all of them for an observer, the last one's for
+// the session.
 static bool read_logits(q3_session *session, uint32_t count, const q3_observer *observer, bool last,
                         q3_error *err)
 {
@@ -303,9 +317,10 @@ bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
         const uint32_t most = engine->opened.info.batch;
         const uint32_t batch = count - done < most ? (uint32_t)(count - done) : most;
         const bool last = done + batch == count;
+        const uint32_t wanted = count_wanted(engine, batch, observer, last);
         if (!q3_forward_batch(&engine->forward, &session->cache, session->length, ids + done, batch,
-                              observer, last, err) ||
-            !read_logits(session, batch, observer, last, err)) {
+                              wanted, observer, last, err) ||
+            !read_logits(session, wanted, observer, last, err)) {
             session->length = before;
             return false;
         }

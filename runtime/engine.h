@@ -114,6 +114,12 @@ bool q3_engine_preload(q3_engine *engine, q3_error *err);
 bool q3_engine_load_file(const q3_engine *engine, const char *name, char **data, size_t *size,
                          q3_error *err);
 
+// What routers wanted (see routing.h) that is outside the pool or not in the pack.
+typedef struct q3_outside {
+    uint64_t routed; // tokens, once for each layer that routed them
+    double sum;      // of their shares, each at most 1
+} q3_outside;
+
 // Counted since the engine was opened.
 typedef struct q3_engine_statistics {
     uint64_t tokens, batches;            // fed, all sessions together
@@ -127,10 +133,7 @@ typedef struct q3_engine_statistics {
     uint64_t experts_ahead, experts_ahead_used, unused_bytes;
     uint64_t embedding_bytes; // read from the pack
     uint64_t computed_bytes;  // weights, keys and values gone through, see forward.h
-    // The share of what the router wanted (see routing.h) that is outside the pool or not in the
-    // pack, summed over the tokens routed and over the layers.
-    uint64_t routed_tokens;
-    double outside_sum;
+    q3_outside outside;       // of all layers together
 } q3_engine_statistics;
 
 q3_engine_statistics q3_engine_count(const q3_engine *engine);
@@ -143,8 +146,8 @@ void q3_engine_record(q3_engine *engine, q3_misses *misses);
 // Afterwards no expert is in memory, and nothing is recorded.
 bool q3_engine_replay(q3_engine *engine, const q3_misses *misses, double *rate, q3_error *err);
 
-// outside_sum for each layer by itself.
-const double *q3_engine_outside(const q3_engine *engine);
+// q3_engine_statistics.outside of one layer.
+q3_outside q3_engine_outside(const q3_engine *engine, uint32_t layer);
 
 // Changes the pool between feeds: of members ([layer][expert]; NULL: all) those that the pack
 // holds. Experts in memory stay there; the number of slots and what q3_engine_describe says stay as
@@ -191,7 +194,9 @@ typedef struct q3_observer {
     void (*logits)(void *context, uint32_t position, const float *logits);
 } q3_observer;
 
-// Runs `count` tokens through the model. observer may be NULL. Ids at or above the vocabulary's
+// Runs `count` tokens through the model. Of all but the last, the last layer computes no more than
+// keys and values, unless a trace is recorded or the observer sees logits or experts: nothing else
+// depends on it. observer may be NULL. Ids at or above the vocabulary's
 // size and tokens beyond the context are Q3_USAGE. After a failure, or an interrupt
 // (Q3_INTERRUPTED, see base/interrupt.h), the session is as it was before, but for its logits.
 bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,

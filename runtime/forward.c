@@ -466,6 +466,7 @@ typedef struct batch_run {
     const q3_products *products;       // for batches of this size
     const q3_attend_many *attend_many; // or NULL
     uint32_t attend_tokens;            // of a task
+    bool queries, keys;                // what is projected
     const uint16_t *norm;              // of the task in hand
     q3_route_rules rules;              // of the layer in hand
 } batch_run;
@@ -508,6 +509,20 @@ static void angle_task(void *context, uint32_t token, unsigned worker)
     }
 }
 
+// Norms and rotates some of a token's heads, one after the other.
+static void turn_heads(const batch_run *run, uint32_t token, const uint16_t *norm, uint32_t count,
+                       float *heads)
+{
+    const q3_forward *f = run->forward;
+    const q3_config *config = f->model->config;
+    const size_t dim = config->head_dim, half = dim / 2;
+    for (uint32_t h = 0; h < count; h++, heads += dim) {
+        f->kernels->rms_norm(heads, norm, (float)config->rms_norm_eps, dim, heads);
+        f->kernels->rotate(heads, f->scratch->cosine + token * half,
+                           f->scratch->sine + token * half, half);
+    }
+}
+
 // Norms and rotates a token's query and key heads, and puts keys and values where they stay.
 static void place_task(void *context, uint32_t token, unsigned worker)
 {
@@ -516,22 +531,18 @@ static void place_task(void *context, uint32_t token, unsigned worker)
     const q3_forward *f = run->forward;
     const q3_config *config = f->model->config;
     const q3_layer *layer = &f->model->layers[run->layer];
-    const size_t dim = config->head_dim, half = dim / 2;
-    const float epsilon = (float)config->rms_norm_eps;
-    const float *cosine = f->scratch->cosine + token * half;
-    const float *sine = f->scratch->sine + token * half;
-    float *query = f->scratch->query_out[token];
-    for (uint32_t h = 0; h < config->num_attention_heads; h++, query += dim) {
-        f->kernels->rms_norm(query, layer->query_norm, epsilon, dim, query);
-        f->kernels->rotate(query, cosine, sine, half);
-    }
-    for (uint32_t h = 0; h < config->num_key_value_heads; h++) {
-        float *key = f->scratch->key_out[token] + h * dim;
-        f->kernels->rms_norm(key, layer->key_norm, epsilon, dim, key);
-        f->kernels->rotate(key, cosine, sine, half);
-        q3_kv_cache_put(run->cache, run->layer, h, run->start + token, key,
-                        f->scratch->value_out[token] + h * dim);
-    }
+    const size_t dim = config->head_dim;
+    if (run->queries)
+        turn_heads(run, token, layer->query_norm, config->num_attention_heads,
+                   f->scratch->query_out[token]);
+    if (!run->keys)
+        return;
+    const float *key = f->scratch->key_out[token], *value = f->scratch->value_out[token];
+    turn_heads(run, token, layer->key_norm, config->num_key_value_heads,
+               f->scratch->key_out[token]);
+    for (uint32_t h = 0; h < config->num_key_value_heads; h++)
+        q3_kv_cache_put(run->cache, run->layer, h, run->start + token, key + h * dim,
+                        value + h * dim);
 }
 
 // The query heads that share a key head, for some tokens.
@@ -579,13 +590,17 @@ static q3_place layer_place(const batch_run *run, q3_part part)
     return (q3_place){.component = Q3_TEXT, .part = part, .layer = run->layer};
 }
 
-// Chooses the attention for the batch, and how many tokens make a task: as many as it takes, or a
-// half or quarter if there would be too few tasks for the threads to be done at the same time.
-static void choose_attention(batch_run *run)
+// Chooses the kernels for a batch of this size, and how many tokens make a task of attention: as
+// many as it takes, or a half or quarter if there would be too few tasks for the threads to be done
+// at the same time.
+static void choose_kernels(batch_run *run)
 {
     const q3_forward *f = run->forward;
+    const bool many = run->count >= f->kernels->many_tokens;
+    run->products = many ? f->kernels->many : f->kernels->few;
+    run->attend_many = NULL;
     run->attend_tokens = Q3_ATTEND_TOKENS;
-    if (run->count < f->kernels->many_tokens || !f->kernels->attend_many)
+    if (!many || !f->kernels->attend_many)
         return;
     run->attend_many = f->kernels->attend_many;
     const uint32_t most = run->attend_many->tokens, heads = f->model->config->num_key_value_heads;
@@ -595,13 +610,13 @@ static void choose_attention(batch_run *run)
         run->attend_tokens /= 2;
 }
 
-static bool run_attention(batch_run *run, q3_error *err)
+// The tokens' queries, or their keys and values, or both.
+static bool project(batch_run *run, bool queries, bool keys, q3_error *err)
 {
     const q3_forward *f = run->forward;
     q3_scratch *s = f->scratch;
     const q3_config *config = f->model->config;
     const q3_layer *layer = &f->model->layers[run->layer];
-    const uint64_t width = (uint64_t)config->num_attention_heads * config->head_dim;
     norm_tokens(run, layer->input_norm);
     const product from_normed = {.panels = (const void *const *)s->normed_panels,
                                  .vectors = run->count,
@@ -613,9 +628,38 @@ static bool run_attention(batch_run *run, q3_error *err)
     inputs[1].y = s->key_out;
     inputs[2].matrix = layer->value;
     inputs[2].y = s->value_out;
-    if (!run_products(f, run->products, inputs, 3, err))
+    run->queries = queries;
+    run->keys = keys;
+    const uint32_t first = queries ? 0 : 1, end = keys ? 3 : 1;
+    if (!run_products(f, run->products, inputs + first, end - first, err))
         return false;
-    q3_team_run(f->team, place_task, run, run->count, run->count * width * 4);
+    q3_team_run(f->team, place_task, run, run->count,
+                (uint64_t)run->count * config->num_attention_heads * config->head_dim * 4);
+    return true;
+}
+
+// Goes on with the last `count` tokens alone.
+static void keep_last(batch_run *run, uint32_t count)
+{
+    q3_scratch *s = run->forward->scratch;
+    const q3_config *config = run->forward->model->config;
+    const size_t hidden = config->hidden_size, half = config->head_dim / 2;
+    const size_t first = run->count - count;
+    memmove(s->hidden, s->hidden + first * hidden, count * hidden * sizeof *s->hidden);
+    memmove(s->cosine, s->cosine + first * half, count * half * sizeof *s->cosine);
+    memmove(s->sine, s->sine + first * half, count * half * sizeof *s->sine);
+    run->start += (uint32_t)first;
+    run->count = count;
+    choose_kernels(run);
+}
+
+static bool run_attention(batch_run *run, q3_error *err)
+{
+    const q3_forward *f = run->forward;
+    q3_scratch *s = f->scratch;
+    const q3_config *config = f->model->config;
+    const q3_layer *layer = &f->model->layers[run->layer];
+    const uint64_t width = (uint64_t)config->num_attention_heads * config->head_dim;
     const uint32_t groups = (run->count - 1) / run->attend_tokens + 1;
     s->kv_bytes += q3_kv_cache_bytes(config, 1, run->cache->narrow) / Q3_KEY_PANEL /
                    config->num_hidden_layers * (run->start + run->count) * groups;
@@ -1042,29 +1086,31 @@ static void show_hidden(const batch_run *run, const q3_observer *observer, bool 
 }
 
 bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
-                      const uint32_t *ids, uint32_t count, const q3_observer *observer, bool last,
-                      q3_error *err)
+                      const uint32_t *ids, uint32_t count, uint32_t wanted,
+                      const q3_observer *observer, bool last, q3_error *err)
 {
     const q3_config *config = forward->model->config;
-    batch_run run = {
-        .forward = forward,
-        .cache = cache,
-        .start = start,
-        .count = count,
-        .products =
-            count < forward->kernels->many_tokens ? forward->kernels->few : forward->kernels->many,
-    };
+    batch_run run = {.forward = forward, .cache = cache, .start = start, .count = count};
     if (!q3_embedding_rows(forward->embedding, ids, count, forward->team, forward->scratch->hidden,
                            err))
         return false;
-    choose_attention(&run);
+    choose_kernels(&run);
     if (forward->trace)
         q3_trace_begin(forward->trace, start, count);
     show_hidden(&run, observer, last, 0);
     q3_team_run(forward->team, angle_task, &run, count, (uint64_t)count * config->head_dim * 16);
     for (run.layer = 0; run.layer < config->num_hidden_layers; run.layer++) {
-        if (!q3_check_interrupt(err) || !run_attention(&run, err) ||
-            !run_experts(&run, observer, err))
+        const bool all = run.layer + 1 < config->num_hidden_layers || wanted == count;
+        if (!q3_check_interrupt(err) || !project(&run, all, true, err))
+            return false;
+        if (!all) {
+            keep_last(&run, wanted);
+            if (wanted == 0)
+                break;
+            if (!project(&run, true, false, err))
+                return false;
+        }
+        if (!run_attention(&run, err) || !run_experts(&run, observer, err))
             return false;
         show_hidden(&run, observer, last, run.layer + 1);
     }

@@ -50,19 +50,20 @@ void q3_scratch_destroy(q3_scratch *scratch); // NULL is fine
 uint64_t q3_scratch_bytes(const q3_scratch_shape *shape);
 
 // Runs tokens (1 to the batch that scratch is for) at the positions from `start` on and fills their
-// places in the KV cache. observer->hidden is called for the last token if `last`; what is of
-// experts for every token.
+// places in the KV cache. What the last layer makes of them is computed for the last `wanted` of
+// them alone, at most `count`. observer->hidden is called for the last token if `last`, for which
+// one has to be wanted; what is of experts for every token, in the last layer for those wanted.
 bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
-                      const uint32_t *ids, uint32_t count, const q3_observer *observer, bool last,
-                      q3_error *err);
+                      const uint32_t *ids, uint32_t count, uint32_t wanted,
+                      const q3_observer *observer, bool last, q3_error *err);
 
 // Bytes that computing has gone through so far: weights as they lie in memory, once for each
 // product however many vectors it is for, keys and values once for the tokens of each task.
 uint64_t q3_forward_bytes(const q3_forward *forward);
 
-// Logits of the tokens [first, first + count) of the batch that was run last, count at most
-// Q3_LOGITS_POSITIONS: logits[i] points to those of token first + i, in scratch. observer->hidden
-// is called with the final norm's output of the last of them if `last`.
+// Logits of the tokens [first, first + count) of those wanted of the batch that was run last, count
+// at most Q3_LOGITS_POSITIONS: logits[i] points to those of token first + i, in scratch.
+// observer->hidden is called with the final norm's output of the last of them if `last`.
 bool q3_forward_logits(const q3_forward *forward, uint32_t first, uint32_t count,
                        const q3_observer *observer, bool last,
                        const float *logits[Q3_LOGITS_POSITIONS], q3_error *err);

@@ -44,7 +44,7 @@ typedef struct q3_routing {
     uint32_t *outside_of; // [layer]: how many experts are not in the pool
     uint32_t *allowed;    // [layer]: how many experts may be chosen
     double *outside;      // [layer]: sum of the outside shares of the tokens
-    uint64_t tokens;      // that were measured, in each layer
+    uint64_t *tokens;     // [layer]: that were measured
 } q3_routing;
 
 // held: [layer][expert], at least one in each layer, and the configuration must outlive the

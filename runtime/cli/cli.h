@@ -69,9 +69,9 @@ typedef struct q3_loaded {
     q3_tokenizer *tokenizer;
     q3_sampler *sampler;
     q3_ids stop_ids;
-    q3_trace_writer *trace; // NULL without --trace
-    double seconds;         // that opening took
-    double *outside_before; // q3_engine_outside when the answer in hand began
+    q3_trace_writer *trace;     // NULL without --trace
+    double seconds;             // that opening took
+    q3_outside *outside_before; // [layer]: q3_engine_outside when the answer in hand began
 } q3_loaded;
 
 // Opens the pack as the options say and prints notes (experts that are not there) to standard

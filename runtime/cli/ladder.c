@@ -42,7 +42,7 @@ typedef struct measured {
     double nll;      // -ln p of the next token
     double kl;       // of the full model's distribution and the pool's, in nats
     double outside;  // outside shares, over positions fed and layers
-    uint64_t routed; // positions fed
+    uint64_t routed; // as in q3_outside
     uint64_t agree;  // positions where the likeliest token is the full model's
 } measured;
 
@@ -319,8 +319,8 @@ static bool feed(ladder *l, q3_session *session, const bool *members, uint32_t c
         return false;
     const q3_engine_statistics after = q3_engine_count(l->loaded.engine);
     if (l->into) {
-        l->into->outside += after.outside_sum - before.outside_sum;
-        l->into->routed += after.routed_tokens - before.routed_tokens;
+        l->into->outside += after.outside.sum - before.outside.sum;
+        l->into->routed += after.outside.routed - before.outside.routed;
     }
     q3_progress_add(&l->progress, count, "");
     return true;
@@ -401,7 +401,7 @@ typedef struct result {
 static result mean(const ladder *l, const measured *m)
 {
     const double scored = (double)l->scored;
-    const double routed = (double)m->routed * (double)l->config->num_hidden_layers;
+    const double routed = (double)m->routed;
     return (result){
         .nll = m->nll / scored,
         .perplexity = exp(m->nll / scored),

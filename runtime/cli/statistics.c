@@ -19,8 +19,13 @@ void q3_statistics_begin(const q3_loaded *loaded, q3_run_statistics *run)
 {
     const uint32_t layers = q3_engine_describe(loaded->engine)->config->num_hidden_layers;
     run->before = q3_engine_count(loaded->engine);
-    memcpy(loaded->outside_before, q3_engine_outside(loaded->engine),
-           layers * sizeof *loaded->outside_before);
+    for (uint32_t i = 0; i < layers; i++)
+        loaded->outside_before[i] = q3_engine_outside(loaded->engine, i);
+}
+
+static q3_outside outside_since(q3_outside now, q3_outside before)
+{
+    return (q3_outside){.routed = now.routed - before.routed, .sum = now.sum - before.sum};
 }
 
 static q3_engine_statistics counts_since(const q3_loaded *loaded, const q3_run_statistics *run)
@@ -33,25 +38,20 @@ static q3_engine_statistics counts_since(const q3_loaded *loaded, const q3_run_s
     counts.expert_bytes -= run->before.expert_bytes;
     counts.expert_seconds -= run->before.expert_seconds;
     counts.embedding_bytes -= run->before.embedding_bytes;
-    counts.routed_tokens -= run->before.routed_tokens;
-    counts.outside_sum -= run->before.outside_sum;
+    counts.outside = outside_since(counts.outside, run->before.outside);
     return counts;
 }
 
-// The shares of what the router wanted that are outside the pool.
-static double outside_share(const q3_loaded *loaded, const q3_engine_statistics *counts)
+// The share of what the router wanted that is outside the pool.
+static double outside_share(q3_outside outside)
 {
-    const uint32_t layers = q3_engine_describe(loaded->engine)->config->num_hidden_layers;
-    return counts->routed_tokens
-               ? counts->outside_sum / ((double)counts->routed_tokens * (double)layers)
-               : 0;
+    return outside.routed ? outside.sum / (double)outside.routed : 0;
 }
 
-static double layer_outside_share(const q3_loaded *loaded, const q3_engine_statistics *counts,
-                                  uint32_t layer)
+static double layer_outside_share(const q3_loaded *loaded, uint32_t layer)
 {
-    const double sum = q3_engine_outside(loaded->engine)[layer] - loaded->outside_before[layer];
-    return counts->routed_tokens ? sum / (double)counts->routed_tokens : 0;
+    return outside_share(
+        outside_since(q3_engine_outside(loaded->engine, layer), loaded->outside_before[layer]));
 }
 
 // XXH3 over the answer's ids as little-endian 32-bit numbers.
@@ -101,10 +101,10 @@ void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3
     q3_json_put_u64(json, "memory_planned", info->memory.total);
     q3_json_put_u64(json, "memory_peak", q3_memory_used().peak);
     q3_json_put_string(json, "answer_ids_hash", hash);
-    q3_json_put_double(json, "outside_share", outside_share(loaded, &counts));
+    q3_json_put_double(json, "outside_share", outside_share(counts.outside));
     q3_json_begin_array(json, "outside_share_layers");
     for (uint32_t i = 0; i < info->config->num_hidden_layers; i++)
-        q3_json_put_double(json, NULL, layer_outside_share(loaded, &counts, i));
+        q3_json_put_double(json, NULL, layer_outside_share(loaded, i));
     q3_json_end_array(json);
 }
 
@@ -115,11 +115,11 @@ static void show_outside(const q3_loaded *loaded, const q3_engine_statistics *co
     if (info->pool_experts == info->experts)
         return;
     fprintf(stderr, "outside  %.1f %% of what the router wanted; by layer in %%:",
-            100 * outside_share(loaded, counts));
+            100 * outside_share(counts->outside));
     for (uint32_t i = 0; i < info->config->num_hidden_layers; i++) {
         if (i % A_LINE == 0)
             fprintf(stderr, "\n         %3" PRIu32 ":", i);
-        fprintf(stderr, " %5.1f", 100 * layer_outside_share(loaded, counts, i));
+        fprintf(stderr, " %5.1f", 100 * layer_outside_share(loaded, i));
     }
     fputc('\n', stderr);
 }
@@ -173,8 +173,7 @@ bool q3_statistics_show(const q3_loaded *loaded, const q3_run_statistics *run, q
 
 void q3_warn_of_pool(const q3_loaded *loaded)
 {
-    const q3_engine_statistics counts = q3_engine_count(loaded->engine);
-    const double percent = 100 * outside_share(loaded, &counts);
+    const double percent = 100 * outside_share(q3_engine_count(loaded->engine).outside);
     if (percent > q3_options.pool_warning)
         fprintf(stderr, "warning: %.1f %% of what the router wanted is outside the %s\n", percent,
                 q3_options.pool ? "pool" : "pack");

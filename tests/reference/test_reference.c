@@ -385,8 +385,9 @@ static void test_experts_seen(void **state)
     q3_session_truncate(session, 0);
     feed(session, ids, 5, NULL);
     assert_memory_equal(watched, q3_session_logits(session), sizeof watched);
-    assert_int_equal(q3_engine_count(engine).routed_tokens, 10);
-    assert_true(q3_engine_count(engine).outside_sum == 0);
+    // Of the tokens fed together, the last layer routed the last one only.
+    assert_int_equal(q3_engine_count(engine).outside.routed, 5 * LAYERS + 5 * (LAYERS - 1) + 1);
+    assert_true(q3_engine_count(engine).outside.sum == 0);
     q3_session_destroy(session);
     q3_engine_close(engine);
 }
@@ -622,6 +623,73 @@ static void test_counts(void **state)
     q3_engine_close(engine);
 }
 
+// ---- the last layer ----
+
+enum { CUT = 20, CUTS = 3, FED = 50 };
+
+// The experts that each batch of CUT tokens needs in a layer.
+typedef struct experts_needed {
+    bool by_token[FED][LAYERS][EXPERTS];
+} experts_needed;
+
+static void see_needed(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                       const float *weights, uint32_t count)
+{
+    experts_needed *needed = context;
+    (void)weights;
+    for (uint32_t i = 0; i < count; i++)
+        needed->by_token[position][layer][experts[i]] = true;
+}
+
+static unsigned count_needed(const experts_needed *needed, unsigned first, unsigned end, int layer)
+{
+    unsigned count = 0;
+    for (int e = 0; e < EXPERTS; e++) {
+        bool any = false;
+        for (unsigned t = first; t < end; t++)
+            any = any || needed->by_token[t][layer][e];
+        count += any;
+    }
+    return count;
+}
+
+// Nobody asks what the last layer makes of a prompt but for its last token: no experts are fetched
+// for the others, and what is asked for is the same.
+static void test_last_layer(void **state)
+{
+    (void)state;
+    uint32_t ids[IDS_MAX];
+    static experts_needed needed;
+    static float logits[VOCABULARY];
+    const cJSON *text = q3_test_element(q3_test_member(reference, "nll"), 0);
+    assert_true(q3_test_ids(q3_test_member(text, "ids"), ids, IDS_MAX) >= FED);
+    q3_engine *engine = open_engine(zstd_pack, (q3_engine_options){.batch = CUT});
+    q3_session *session = create_session(engine);
+    const q3_observer observer = {.context = &needed, .routed = see_needed};
+    feed(session, ids, FED, &observer);
+    memcpy(logits, q3_session_logits(session), sizeof logits);
+    unsigned all = 0, asked_for = count_needed(&needed, FED - 1, FED, LAYERS - 1);
+    for (unsigned batch = 0; batch < CUTS; batch++)
+        for (int layer = 0; layer < LAYERS; layer++) {
+            const unsigned first = batch * CUT, end = first + CUT < FED ? first + CUT : FED;
+            const unsigned count = count_needed(&needed, first, end, layer);
+            all += count;
+            asked_for += layer + 1 < LAYERS ? count : 0;
+        }
+    const q3_engine_statistics watched = q3_engine_count(engine);
+    assert_int_equal(watched.expert_hits + watched.expert_misses, all);
+    assert_int_equal(watched.outside.routed, FED * LAYERS);
+    q3_session_truncate(session, 0);
+    feed(session, ids, FED, NULL);
+    assert_same_cut(logits, q3_session_logits(session), VOCABULARY);
+    const q3_engine_statistics fed = q3_engine_count(engine);
+    assert_int_equal(fed.expert_hits + fed.expert_misses - all, asked_for);
+    assert_int_equal(fed.outside.routed - watched.outside.routed, FED * (LAYERS - 1) + 1);
+    assert_true(asked_for < all - 100);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+}
+
 // ---- sessions ----
 
 static void test_limits(void **state)
@@ -750,7 +818,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_changed_pool), cmocka_unit_test(test_experts_seen),
         cmocka_unit_test(test_small_pool),   cmocka_unit_test(test_same_bytes),
         cmocka_unit_test(test_budget),       cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_limits),       cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_last_layer),   cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_turns),
     };
     return cmocka_run_group_tests(tests, make_packs, remove_packs);
 }
