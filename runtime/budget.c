@@ -88,18 +88,32 @@ uint64_t q3_budget_total(const q3_budget_request *request, uint32_t slots)
     return count_fixed(request, &plan) + experts_bytes(request, slots);
 }
 
+// What was asked for, or three quarters of what there is.
+static uint64_t budget_of(const q3_budget_request *request)
+{
+    return request->memory ? request->memory : request->available / 4 * 3;
+}
+
+uint32_t q3_budget_batch(const q3_budget_request *request)
+{
+    q3_scratch_shape shape = request->scratch;
+    shape.batch = Q3_BATCH_LEAST;
+    const uint64_t least = q3_scratch_bytes(&shape);
+    for (shape.batch = Q3_BATCH_MOST; shape.batch > Q3_BATCH_LEAST; shape.batch /= 2)
+        if (q3_scratch_bytes(&shape) - least <= budget_of(request) / 32)
+            break;
+    return shape.batch;
+}
+
 bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint32_t *slots,
                     q3_error *err)
 {
     const q3_config *config = request->config;
     const uint64_t fixed = count_fixed(request, plan);
     plan->minimum = fixed + experts_bytes(request, 1);
-    plan->budget = request->memory;
-    if (!plan->budget) {
-        plan->budget = request->available / 4 * 3;
-        if (plan->budget < plan->minimum)
-            plan->budget = request->available;
-    }
+    plan->budget = budget_of(request);
+    if (!request->memory && plan->budget < plan->minimum)
+        plan->budget = request->available;
     if (plan->budget < plan->minimum)
         return refuse(request, plan, err);
     uint32_t a_layer = 1;

@@ -29,6 +29,11 @@ typedef struct q3_budget_request {
     uint64_t available;     // memory that the machine has free, used when none was asked for
 } q3_budget_request;
 
+// Tokens of a batch, Q3_BATCH_LEAST to Q3_BATCH_MOST: an expert that is not in memory is read once
+// for all tokens of a batch, so the more the better, but what they take beyond the least shall be
+// no more than a 32nd of the budget, which would else hold experts.
+uint32_t q3_budget_batch(const q3_budget_request *request);
+
 // The plan's sum with so many slots a layer (fewer where a layer has fewer experts).
 uint64_t q3_budget_total(const q3_budget_request *request, uint32_t slots);
 

@@ -271,36 +271,36 @@ static bool check_ids(const q3_session *session, const uint32_t *ids, size_t cou
     return true;
 }
 
-// Of how many tokens of a batch, the last ones, what the last layer makes of them is asked for.
-static uint32_t count_wanted(const q3_engine *engine, uint32_t batch, const q3_observer *observer,
-                             bool last)
+// Of how many tokens of a batch the last layer's output is asked for.
+static uint32_t count_wanted(const q3_engine *engine, const q3_batch *batch,
+                             const q3_observer *observer)
 {
     if (engine->forward.trace || (observer && (observer->logits || observer->routed ||
                                                observer->wanted || observer->computed)))
-        return batch;
-    return last ? 1 : 0;
+        return batch->count;
+    return batch->last ? 1 : 0;
 }
 
-// The logits of the last `count` tokens of a batch: all of them for an observer, the last one's for
-// the session.
-static bool read_logits(q3_session *session, uint32_t count, const q3_observer *observer, bool last,
+// The logits of a batch: all of them for an observer, the last one's for the session.
+static bool read_logits(q3_session *session, const q3_batch *batch, const q3_observer *observer,
                         q3_error *err)
 {
     const q3_forward *forward = &session->engine->forward;
     const float *logits[Q3_LOGITS_POSITIONS];
+    const uint32_t count = batch->wanted;
     const bool all = observer && observer->logits;
-    if (!all && !last)
+    if (!all && !batch->last)
         return true;
     uint32_t chunk = 0;
     for (uint32_t i = all ? 0 : count - 1; i < count; i += chunk) {
         chunk = count - i < Q3_LOGITS_POSITIONS ? count - i : Q3_LOGITS_POSITIONS;
-        if (!q3_forward_logits(forward, i, chunk, observer, last && i + chunk == count, logits,
-                               err))
+        if (!q3_forward_logits(forward, i, chunk, observer, batch->last && i + chunk == count,
+                               logits, err))
             return false;
         for (uint32_t j = 0; all && j < chunk; j++)
-            observer->logits(observer->context, session->length + i + j, logits[j]);
+            observer->logits(observer->context, batch->start + i + j, logits[j]);
     }
-    if (last)
+    if (batch->last)
         memcpy(session->logits, logits[chunk - 1],
                session->engine->opened.model.config->vocab_size * sizeof *session->logits);
     return true;
@@ -315,18 +315,20 @@ bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
     const uint32_t before = session->length;
     for (size_t done = 0; done < count;) {
         const uint32_t most = engine->opened.info.batch;
-        const uint32_t batch = count - done < most ? (uint32_t)(count - done) : most;
-        const bool last = done + batch == count;
-        const uint32_t wanted = count_wanted(engine, batch, observer, last);
-        if (!q3_forward_batch(&engine->forward, &session->cache, session->length, ids + done, batch,
-                              wanted, observer, last, err) ||
-            !read_logits(session, wanted, observer, last, err)) {
+        q3_batch batch = {.ids = ids + done,
+                          .count = count - done < most ? (uint32_t)(count - done) : most,
+                          .start = session->length,
+                          .fed = count};
+        batch.last = done + batch.count == count;
+        batch.wanted = count_wanted(engine, &batch, observer);
+        if (!q3_forward_batch(&engine->forward, &session->cache, &batch, observer, err) ||
+            !read_logits(session, &batch, observer, err)) {
             session->length = before;
             return false;
         }
-        session->length += batch;
-        done += batch;
-        engine->tokens += batch;
+        session->length += batch.count;
+        done += batch.count;
+        engine->tokens += batch.count;
         engine->batches++;
     }
     return true;

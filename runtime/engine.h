@@ -9,8 +9,8 @@
 //
 // Ids come from tokenizer.h, the next id from sampler.h. An engine and its sessions belong to one
 // thread at a time; the engine uses threads of its own. All results are the same to the bit for any
-// number of threads, any memory budget, any codec of the pack, and however a text is cut into
-// feeds (but see resident_bias).
+// number of threads, any memory budget, any batch and any codec of the pack, and up to the level
+// AVX-512 however a text is cut into feeds (but see resident_bias).
 #ifndef Q3_RUNTIME_ENGINE_H
 #define Q3_RUNTIME_ENGINE_H
 
@@ -45,7 +45,8 @@ typedef struct q3_engine_options {
                           // three quarters of the available memory take them, else what these take
     uint32_t kept_logits; // rows of vocab_size logits that the caller keeps, counted in the budget
     bool tokenizer;       // the caller opens the pack's tokenizer and a sampler, counted too
-    uint32_t batch;       // tokens that go through the layers together; 0: 512
+    uint32_t batch;       // tokens that go through the layers together; 0: 512, 1024 or 2048, what
+                          // a 32nd of the budget has room for
     bool narrow_kv;       // keys and values in bf16 instead of float32
     q3_engine_weights weights;
     // How experts are read, and by how many threads while others compute. What is left open

@@ -462,8 +462,9 @@ typedef struct batch_run {
     const q3_forward *forward;
     const q3_kv_cache *cache;
     uint32_t start, count;
+    bool many;
     uint32_t layer;
-    const q3_products *products;       // for batches of this size
+    const q3_products *products;
     const q3_attend_many *attend_many; // or NULL
     uint32_t attend_tokens;            // of a task
     bool queries, keys;                // what is projected
@@ -590,17 +591,17 @@ static q3_place layer_place(const batch_run *run, q3_part part)
     return (q3_place){.component = Q3_TEXT, .part = part, .layer = run->layer};
 }
 
-// Chooses the kernels for a batch of this size, and how many tokens make a task of attention: as
-// many as it takes, or a half or quarter if there would be too few tasks for the threads to be done
-// at the same time.
+// Chooses the kernels for the tokens, and how many make a task of attention: as many as it takes,
+// or a half or quarter if there would be too few tasks for the threads to be done at the same time.
 static void choose_kernels(batch_run *run)
 {
     const q3_forward *f = run->forward;
-    const bool many = run->count >= f->kernels->many_tokens;
-    run->products = many ? f->kernels->many : f->kernels->few;
+    if (!f->kernels->many_rounds_differently)
+        run->many = run->count >= f->kernels->many_tokens;
+    run->products = run->many ? f->kernels->many : f->kernels->few;
     run->attend_many = NULL;
     run->attend_tokens = Q3_ATTEND_TOKENS;
-    if (!many || !f->kernels->attend_many)
+    if (!run->many || !f->kernels->attend_many)
         return;
     run->attend_many = f->kernels->attend_many;
     const uint32_t most = run->attend_many->tokens, heads = f->model->config->num_key_value_heads;
@@ -926,7 +927,7 @@ static bool visit_group(void *context, const q3_expert *group, uint32_t count, q
 {
     const batch_run *run = context;
     q3_scratch *s = run->forward->scratch;
-    if (run->count >= run->forward->kernels->many_tokens) {
+    if (run->many) {
         // Fewer would leave threads without work at the end.
         enum { SHARES_A_THREAD = 4 };
         const uint32_t shares = cut_shares(s, group, count);
@@ -1085,34 +1086,38 @@ static void show_hidden(const batch_run *run, const q3_observer *observer, bool 
                          run->forward->scratch->hidden + (run->count - 1) * hidden);
 }
 
-bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
-                      const uint32_t *ids, uint32_t count, uint32_t wanted,
-                      const q3_observer *observer, bool last, q3_error *err)
+bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, const q3_batch *batch,
+                      const q3_observer *observer, q3_error *err)
 {
     const q3_config *config = forward->model->config;
-    batch_run run = {.forward = forward, .cache = cache, .start = start, .count = count};
-    if (!q3_embedding_rows(forward->embedding, ids, count, forward->team, forward->scratch->hidden,
-                           err))
+    batch_run run = {.forward = forward,
+                     .cache = cache,
+                     .start = batch->start,
+                     .count = batch->count,
+                     .many = batch->fed >= forward->kernels->many_tokens};
+    if (!q3_embedding_rows(forward->embedding, batch->ids, run.count, forward->team,
+                           forward->scratch->hidden, err))
         return false;
     choose_kernels(&run);
     if (forward->trace)
-        q3_trace_begin(forward->trace, start, count);
-    show_hidden(&run, observer, last, 0);
-    q3_team_run(forward->team, angle_task, &run, count, (uint64_t)count * config->head_dim * 16);
+        q3_trace_begin(forward->trace, run.start, run.count);
+    show_hidden(&run, observer, batch->last, 0);
+    q3_team_run(forward->team, angle_task, &run, run.count,
+                (uint64_t)run.count * config->head_dim * 16);
     for (run.layer = 0; run.layer < config->num_hidden_layers; run.layer++) {
-        const bool all = run.layer + 1 < config->num_hidden_layers || wanted == count;
+        const bool all = run.layer + 1 < config->num_hidden_layers || batch->wanted == batch->count;
         if (!q3_check_interrupt(err) || !project(&run, all, true, err))
             return false;
         if (!all) {
-            keep_last(&run, wanted);
-            if (wanted == 0)
+            keep_last(&run, batch->wanted);
+            if (run.count == 0)
                 break;
             if (!project(&run, true, false, err))
                 return false;
         }
         if (!run_attention(&run, err) || !run_experts(&run, observer, err))
             return false;
-        show_hidden(&run, observer, last, run.layer + 1);
+        show_hidden(&run, observer, batch->last, run.layer + 1);
     }
     return true;
 }

@@ -18,8 +18,11 @@
 #include "trace.h"
 
 enum {
-    Q3_BATCH_TOKENS = 512, // tokens a batch, unless something else is asked for
-    Q3_BATCH_TOKENS_MAX = 8192,
+    // Tokens of a batch: what is chosen among when nothing is asked for (see q3_budget_batch), and
+    // the most that can be.
+    Q3_BATCH_LEAST = 512,
+    Q3_BATCH_MOST = 2048,
+    Q3_BATCH_MAX = 8192,
     Q3_LOGITS_POSITIONS = 8, // positions whose logits are computed together
 };
 
@@ -49,13 +52,20 @@ bool q3_scratch_create(const q3_scratch_shape *shape, q3_scratch **scratch, q3_e
 void q3_scratch_destroy(q3_scratch *scratch); // NULL is fine
 uint64_t q3_scratch_bytes(const q3_scratch_shape *shape);
 
-// Runs tokens (1 to the batch that scratch is for) at the positions from `start` on and fills their
-// places in the KV cache. What the last layer makes of them is computed for the last `wanted` of
-// them alone, at most `count`. observer->hidden is called for the last token if `last`, for which
-// one has to be wanted; what is of experts for every token, in the last layer for those wanted.
-bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, uint32_t start,
-                      const uint32_t *ids, uint32_t count, uint32_t wanted,
-                      const q3_observer *observer, bool last, q3_error *err);
+typedef struct q3_batch {
+    const uint32_t *ids;
+    uint32_t count;  // 1 to what scratch is for
+    uint32_t start;  // position of the first
+    size_t fed;      // tokens that it is a part of, fed together
+    bool last;       // there is none behind it
+    uint32_t wanted; // of how many tokens, the last ones, the last layer's output is asked for
+} q3_batch;
+
+// Runs a batch and fills its places in the KV cache. The last layer computes keys and values alone
+// of what is not wanted. observer->hidden is called for the last token of the last batch, if it is
+// wanted; what is of experts for every token, in the last layer for those wanted.
+bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, const q3_batch *batch,
+                      const q3_observer *observer, q3_error *err);
 
 // Bytes that computing has gone through so far: weights as they lie in memory, once for each
 // product however many vectors it is for, keys and values once for the tokens of each task.

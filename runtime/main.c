@@ -33,8 +33,9 @@
          .value_name = "N",                                                                     \
          .target = &O.batch,                                                                    \
          .min = 1,                                                                              \
-         .max = Q3_BATCH_TOKENS_MAX,                                                            \
-         .help = "tokens of a prompt that go through the layers together; the default is 512"}, \
+         .max = Q3_BATCH_MAX,                                                                   \
+         .help = "tokens of a prompt that go through the layers together; by default 512 to "   \
+                 "2048, as memory allows"},                                                     \
         {.name = "weights",                                                                     \
          .kind = Q3_OPTION_CHOICE,                                                              \
          .value_name = "auto|bf12|stored|plain",                                                \

@@ -117,7 +117,6 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
         .scratch = {.config = config,
                     .kernels = opened->kernels,
                     .context = opened->info.context,
-                    .batch = opened->info.batch,
                     .threads = opened->team.count},
         .sessions = options->sessions ? options->sessions : 1,
         .narrow = options->narrow_kv,
@@ -129,6 +128,8 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
         .memory = options->memory,
         .available = q3_available_memory(),
     };
+    opened->info.batch = options->batch ? options->batch : q3_budget_batch(&opened->budget);
+    opened->budget.scratch.batch = opened->info.batch;
     return choose_form(opened, options->weights, err);
 }
 
@@ -157,7 +158,6 @@ bool q3_opened_create(const char *directory, const q3_engine_options *options, q
                       q3_error *err)
 {
     *opened = (q3_opened){.kernels = q3_kernels_for(q3_cpu_in_use())};
-    opened->info.batch = options->batch ? options->batch : Q3_BATCH_TOKENS;
     const unsigned threads = options->threads ? options->threads : q3_workers_default();
     const bool ok = q3_team_create(threads, &opened->team, err) &&
                     q3_model_open(directory, opened->kernels, &opened->team, &opened->model, err) &&

@@ -17,10 +17,12 @@ static void derive(void)
     bf16.name = "bf16";
     bf16.many = &q3_products_bf16;
     bf16.many_tokens = MANY_TOKENS;
+    bf16.many_rounds_differently = true;
     amx = q3_kernels_avx512;
     amx.name = "amx";
     amx.many = &q3_products_amx;
     amx.many_tokens = MANY_TOKENS;
+    amx.many_rounds_differently = true;
     amx.attend_many = &q3_attend_many_amx;
 }
 

@@ -123,10 +123,12 @@ static inline size_t q3_score_stride(size_t positions)
 
 typedef struct q3_kernels {
     const char *name;
-    // Products in a batch of a few tokens, and in one of `many_tokens` or more. They may be the
-    // same; else the second has no multiply_frame. Up to the level AVX-512 both give the same bits.
+    // Products of a few tokens, and of `many_tokens` or more. They may be the same; else the second
+    // has no multiply_frame. Where they round differently it is the tokens fed together that count,
+    // for all batches of these: how they are cut must not be seen.
     const q3_products *few, *many;
     unsigned many_tokens;
+    bool many_rounds_differently;
 
     const q3_bf12_kernels *bf12;
 
@@ -144,7 +146,7 @@ typedef struct q3_kernels {
 
     // out = sum over the positions of softmax(scale * query . key) * value.
     void (*attend)(const q3_attention *attention);
-    // The same in a batch of many_tokens or more, or NULL: as in a smaller one.
+    // The same of many_tokens or more, or NULL: as of fewer.
     const q3_attend_many *attend_many;
 
     // y = y + factor * x.

@@ -44,10 +44,14 @@ static double largest_difference(const cJSON *expected, const float *found, size
 
 // ---- running ----
 
+// Always with the same batch: what one budget takes beside experts is then what another does.
 static q3_engine *open_engine(const char *pack, q3_engine_options options)
 {
+    enum { BATCH = 512 };
     q3_error error;
     q3_engine *engine;
+    if (!options.batch)
+        options.batch = BATCH;
     assert_ok(q3_engine_open(pack, &options, &engine, &error));
     return engine;
 }
@@ -473,6 +477,22 @@ static void check_bytes(const char *pack, unsigned threads, uint64_t memory, siz
     q3_engine_close(engine);
 }
 
+// How one feed is cut into batches does not change a bit at any level.
+static void check_batches(const char *pack)
+{
+    static const uint32_t batches[] = {1, 7, 50, 149};
+    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
+        q3_engine *engine =
+            open_engine(pack, (q3_engine_options){.threads = 2, .batch = batches[i]});
+        q3_session *session = create_session(engine);
+        memset(found_bytes, 0, sizeof found_bytes);
+        run_bytes(session, WHOLE, found_bytes);
+        assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
+        q3_session_destroy(session);
+        q3_engine_close(engine);
+    }
+}
+
 // In every form of weights, with all experts in memory and with one a layer.
 static void check_forms(const char *pack)
 {
@@ -525,6 +545,7 @@ static void test_same_bytes(void **state)
     }
     q3_session_destroy(session);
     q3_engine_close(engine);
+    check_batches(zstd_pack);
     check_bytes(zstd_pack, 2, 0, WHOLE);
     check_bytes(zstd_pack, 3, 0, 5);
     check_bytes(raw_pack, 1, 0, WHOLE);
@@ -592,6 +613,7 @@ static void test_budget(void **state)
     engine = open_engine(zstd_pack, options);
     assert_int_equal(q3_engine_describe(engine)->slots_max, 5);
     q3_engine_close(engine);
+    options.batch = all.batch;
     options.memory = all.memory.minimum - 1;
     assert_false(q3_engine_open(zstd_pack, &options, &engine, &error));
     assert_int_equal(error.code, Q3_REFUSED);

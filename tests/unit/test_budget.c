@@ -126,6 +126,37 @@ static void what_is_available(void **state)
     assert_int_equal(error.code, Q3_REFUSED);
 }
 
+// The largest batch for whose scratch, beyond that of the least, a 32nd of the budget has room.
+static void batches(void **state)
+{
+    (void)state;
+    q3_budget_request request = make_request();
+    q3_scratch_shape shape = request.scratch;
+    uint64_t scratch[3];
+    for (unsigned i = 0; i < 3; i++) {
+        shape.batch = 512U << i;
+        scratch[i] = q3_scratch_bytes(&shape);
+    }
+    const uint64_t middle = 32 * (scratch[1] - scratch[0]), most = 32 * (scratch[2] - scratch[0]);
+    assert_true(0 < middle && middle < most);
+    static const uint32_t expected[] = {512, 512, 1024, 1024, 2048, 2048};
+    const uint64_t memory[] = {1, middle - 1, middle, most - 1, most, UINT64_MAX};
+    for (unsigned i = 0; i < 6; i++) {
+        request.memory = memory[i];
+        assert_int_equal(q3_budget_batch(&request), expected[i]);
+    }
+    // Without a budget it is three quarters of what there is.
+    request.memory = 0;
+    request.available = most / 3 * 4 + 4;
+    assert_int_equal(q3_budget_batch(&request), 2048);
+    request.available = most / 3 * 4 - 8;
+    assert_int_equal(q3_budget_batch(&request), 1024);
+    // More than the context holds takes nothing.
+    request.scratch.context = 512;
+    request.memory = 1;
+    assert_int_equal(q3_budget_batch(&request), 2048);
+}
+
 // The sum for any number of slots, and what beside them counts.
 static void totals(void **state)
 {
@@ -158,7 +189,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_fits),     cmocka_unit_test(given_budget),
         cmocka_unit_test(uneven_pools), cmocka_unit_test(what_is_available),
-        cmocka_unit_test(totals),
+        cmocka_unit_test(batches),      cmocka_unit_test(totals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
