@@ -79,7 +79,7 @@ struct q3_scratch {
     product *products;         // [experts]
     arrangement *arrangements; // [experts]
     uint32_t wave_vectors, wave_panels;
-    share *shares; // [experts + choices / SHARE_VECTORS]
+    share *shares; // [experts + choices / share_most]
     // For each thread, of a share's vectors: gate and up, and the panels of both products.
     uint8_t *share_memory;
     uint64_t share_gate_bytes, share_in_bytes, share_bytes; // of gate, of the first panels, of all
@@ -100,6 +100,30 @@ static uint64_t count_panels(const q3_products *products, uint64_t vectors, uint
 {
     const uint64_t whole = vectors / products->panel + parts;
     return products->panel == 1 ? vectors : whole;
+}
+
+// Cuts vectors evenly into parts of at most so many, of whole panels but for the last one. Returns
+// the vectors of a part.
+static uint32_t cut_evenly(uint32_t vectors, uint32_t most, uint32_t panel)
+{
+    const uint32_t parts = (vectors - 1) / most + 1, even = (vectors - 1) / parts + 1;
+    return (even - 1) / panel * panel + panel;
+}
+
+// The vectors of a product are cut into groups, for each of which a thread goes through all blocks.
+static uint32_t group_of(const q3_products *kernels, uint32_t vectors, size_t columns)
+{
+    const size_t panels = kernels->group_bytes / kernels->panel_bytes(columns);
+    if (panels >= vectors)
+        return vectors;
+    return cut_evenly(vectors, panels ? (uint32_t)panels * kernels->panel : kernels->panel,
+                      kernels->panel);
+}
+
+// Choices of a share, at most.
+static uint32_t share_most(const q3_products *kernels, const q3_config *config)
+{
+    return group_of(kernels, SHARE_VECTORS, config->hidden_size);
 }
 
 // Bytes that suffice for the panels of either kind of product.
@@ -184,7 +208,7 @@ static uint64_t lay_out(q3_scratch *s, const q3_scratch_shape *shape, q3_region 
         {&s->inner_memory, panels_bytes(k, wave, parts, inner), 1},
         {&s->products, experts, sizeof(product)},
         {&s->arrangements, experts, sizeof(arrangement)},
-        {&s->shares, experts + choices / SHARE_VECTORS, sizeof(share)},
+        {&s->shares, experts + choices / share_most(k->many, c), sizeof(share)},
         {&s->share_memory, shape->threads * s->share_bytes, 1},
         {&s->normed_memory, panels_bytes(k, batch, 1, hidden), 1},
         {&s->attention_memory, panels_bytes(k, batch, 1, query), 1},
@@ -280,24 +304,6 @@ static const product *product_of(const product_run *run, uint32_t task)
     while (run->products[at].first_task > task)
         at--;
     return &run->products[at];
-}
-
-// Cuts vectors evenly into parts of at most so many, of whole panels but for the last one. Returns
-// the vectors of a part.
-static uint32_t cut_evenly(uint32_t vectors, uint32_t most, uint32_t panel)
-{
-    const uint32_t parts = (vectors - 1) / most + 1, even = (vectors - 1) / parts + 1;
-    return (even - 1) / panel * panel + panel;
-}
-
-// The vectors of a product are cut into groups, for each of which a thread goes through all blocks.
-static uint32_t group_of(const q3_products *kernels, uint32_t vectors, size_t columns)
-{
-    const size_t panels = kernels->group_bytes / kernels->panel_bytes(columns);
-    if (panels >= vectors)
-        return vectors;
-    return cut_evenly(vectors, panels ? (uint32_t)panels * kernels->panel : kernels->panel,
-                      kernels->panel);
 }
 
 // What a worker is likely to do after a task: the threads take tasks by turns.
@@ -463,6 +469,7 @@ typedef struct batch_run {
     const q3_kv_cache *cache;
     uint32_t start, count;
     bool many;
+    uint32_t wanted; // of them in the last layer
     uint32_t layer;
     const q3_products *products;
     const q3_attend_many *attend_many; // or NULL
@@ -880,15 +887,18 @@ static void share_task(void *context, uint32_t index, unsigned worker)
         note_failure(&run->failed, index);
 }
 
-// Cuts some experts' choices into shares. Returns how many there are.
-static uint32_t cut_shares(q3_scratch *s, const q3_expert *experts, uint32_t count)
+// Cuts some experts' choices into shares, whose panels stay in the second cache. Returns how many
+// there are.
+static uint32_t cut_shares(const batch_run *run, const q3_expert *experts, uint32_t count)
 {
     enum { WHOLE = 16 }; // vectors, a panel of any products
+    q3_scratch *s = run->forward->scratch;
+    const uint32_t most = share_most(run->products, run->forward->model->config);
     uint32_t shares = 0;
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t first = s->first_of[experts[i].number];
         const uint32_t choices = choices_of(s, experts[i].number);
-        const uint32_t some = cut_evenly(choices, SHARE_VECTORS, WHOLE);
+        const uint32_t some = cut_evenly(choices, most, WHOLE);
         for (uint32_t at = 0; at < choices; at += some)
             s->shares[shares++] = (share){
                 .expert = i,
@@ -930,7 +940,7 @@ static bool visit_group(void *context, const q3_expert *group, uint32_t count, q
     if (run->many) {
         // Fewer would leave threads without work at the end.
         enum { SHARES_A_THREAD = 4 };
-        const uint32_t shares = cut_shares(s, group, count);
+        const uint32_t shares = cut_shares(run, group, count);
         if (shares >= SHARES_A_THREAD * run->forward->team->count)
             return run_shares(run, group, shares, err);
     }
@@ -1031,7 +1041,8 @@ static bool expect_experts(batch_run *run, bool after_visit, q3_error *err)
     const q3_forward *f = run->forward;
     q3_scratch *s = f->scratch;
     const uint32_t next = run->layer + 1;
-    if (run->count > 1 || next == f->model->config->num_hidden_layers ||
+    const uint32_t layers = f->model->config->num_hidden_layers;
+    if (run->count > 1 || next == layers || (next + 1 == layers && run->wanted == 0) ||
         !q3_expert_cache_expects(f->experts, next))
         return true;
     if (!run_router(run, next, err))
@@ -1094,7 +1105,8 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, const
                      .cache = cache,
                      .start = batch->start,
                      .count = batch->count,
-                     .many = batch->fed >= forward->kernels->many_tokens};
+                     .many = batch->fed >= forward->kernels->many_tokens,
+                     .wanted = batch->wanted};
     if (!q3_embedding_rows(forward->embedding, batch->ids, run.count, forward->team,
                            forward->scratch->hidden, err))
         return false;
@@ -1105,11 +1117,11 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, const
     q3_team_run(forward->team, angle_task, &run, run.count,
                 (uint64_t)run.count * config->head_dim * 16);
     for (run.layer = 0; run.layer < config->num_hidden_layers; run.layer++) {
-        const bool all = run.layer + 1 < config->num_hidden_layers || batch->wanted == batch->count;
+        const bool all = run.layer + 1 < config->num_hidden_layers || run.wanted == run.count;
         if (!q3_check_interrupt(err) || !project(&run, all, true, err))
             return false;
         if (!all) {
-            keep_last(&run, batch->wanted);
+            keep_last(&run, run.wanted);
             if (run.count == 0)
                 break;
             if (!project(&run, true, false, err))

@@ -2,10 +2,13 @@
 //
 // Which experts a token goes to. The router gives a logit for each expert of the model, held or
 // not; from these come
-//   the choice    the top k by logit + bias among the experts allowed, the lower number among
-//   equals the weights   the softmax of the logits alone over the experts allowed, of the chosen
-//   ones the outside   how much of what the router wanted is not in the pool: of the probability of
-//   the share         top k among all experts, by logits alone, the part of those outside the pool
+//
+//   the choice         the top k by logit + bias among the experts allowed, of equal ones the
+//                      lower number;
+//   the weights        the softmax of the logits alone over the experts allowed, of those chosen;
+//   the outside share  of the probability of the top k among all experts, by logits alone, the
+//                      part of those that are not in the pool.
+//
 // A bias thus moves the choice and never a weight. Nothing here depends on other tokens.
 #ifndef Q3_RUNTIME_ROUTING_H
 #define Q3_RUNTIME_ROUTING_H

@@ -647,7 +647,7 @@ static void test_counts(void **state)
 
 // ---- the last layer ----
 
-enum { CUT = 20, CUTS = 3, FED = 50 };
+enum { CUT = 20, CUTS = 3, FED = 56 };
 
 // The experts that each batch of CUT tokens needs in a layer.
 typedef struct experts_needed {
@@ -703,7 +703,7 @@ static void test_last_layer(void **state)
     assert_int_equal(watched.outside.routed, FED * LAYERS);
     q3_session_truncate(session, 0);
     feed(session, ids, FED, NULL);
-    assert_same_cut(logits, q3_session_logits(session), VOCABULARY);
+    assert_memory_equal(logits, q3_session_logits(session), sizeof logits);
     const q3_engine_statistics fed = q3_engine_count(engine);
     assert_int_equal(fed.expert_hits + fed.expert_misses - all, asked_for);
     assert_int_equal(fed.outside.routed - watched.outside.routed, FED * (LAYERS - 1) + 1);
