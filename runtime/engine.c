@@ -181,8 +181,7 @@ bool q3_engine_replay(q3_engine *engine, const q3_misses *misses, double *rate, 
 
 q3_outside q3_engine_outside(const q3_engine *engine, uint32_t layer)
 {
-    const q3_routing *routing = &engine->opened.routing;
-    return (q3_outside){.routed = routing->tokens[layer], .sum = routing->outside[layer]};
+    return engine->opened.routing.outside[layer];
 }
 
 bool q3_engine_set_pool(q3_engine *engine, const bool *members, q3_error *err)

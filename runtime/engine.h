@@ -197,9 +197,9 @@ typedef struct q3_observer {
 
 // Runs `count` tokens through the model. Of all but the last, the last layer computes no more than
 // keys and values, unless a trace is recorded or the observer sees logits or experts: nothing else
-// depends on it. observer may be NULL. Ids at or above the vocabulary's
-// size and tokens beyond the context are Q3_USAGE. After a failure, or an interrupt
-// (Q3_INTERRUPTED, see base/interrupt.h), the session is as it was before, but for its logits.
+// depends on it. observer may be NULL. Ids at or above the vocabulary's size and tokens beyond the
+// context are Q3_USAGE. After a failure, or an interrupt (Q3_INTERRUPTED, see base/interrupt.h),
+// the session is as it was before, but for its logits.
 bool q3_session_feed(q3_session *session, const uint32_t *ids, size_t count,
                      const q3_observer *observer, q3_error *err);
 

@@ -467,10 +467,10 @@ static void run_arrange(const q3_forward *forward, const q3_products *kernels,
 typedef struct batch_run {
     const q3_forward *forward;
     const q3_kv_cache *cache;
-    uint32_t start, count;
-    bool many;
-    uint32_t wanted; // of them in the last layer
+    const q3_batch *batch;
+    uint32_t start, count; // of the batch's tokens, those in hand
     uint32_t layer;
+    bool many; // of the kernels are used for them
     const q3_products *products;
     const q3_attend_many *attend_many; // or NULL
     uint32_t attend_tokens;            // of a task
@@ -603,8 +603,8 @@ static q3_place layer_place(const batch_run *run, q3_part part)
 static void choose_kernels(batch_run *run)
 {
     const q3_forward *f = run->forward;
-    if (!f->kernels->many_rounds_differently)
-        run->many = run->count >= f->kernels->many_tokens;
+    const size_t tokens = f->kernels->many_rounds_differently ? run->batch->fed : run->count;
+    run->many = tokens >= f->kernels->many_tokens;
     run->products = run->many ? f->kernels->many : f->kernels->few;
     run->attend_many = NULL;
     run->attend_tokens = Q3_ATTEND_TOKENS;
@@ -646,9 +646,10 @@ static bool project(batch_run *run, bool queries, bool keys, q3_error *err)
     return true;
 }
 
-// Goes on with the last `count` tokens alone.
-static void keep_last(batch_run *run, uint32_t count)
+// Goes on with the tokens that are wanted alone.
+static void keep_wanted(batch_run *run)
 {
+    const uint32_t count = run->batch->wanted;
     q3_scratch *s = run->forward->scratch;
     const q3_config *config = run->forward->model->config;
     const size_t hidden = config->hidden_size, half = config->head_dim / 2;
@@ -1041,9 +1042,9 @@ static bool expect_experts(batch_run *run, bool after_visit, q3_error *err)
     const q3_forward *f = run->forward;
     q3_scratch *s = f->scratch;
     const uint32_t next = run->layer + 1;
-    const uint32_t layers = f->model->config->num_hidden_layers;
-    if (run->count > 1 || next == layers || (next + 1 == layers && run->wanted == 0) ||
-        !q3_expert_cache_expects(f->experts, next))
+    // The last layer has no need of any when nothing is wanted of it.
+    const uint32_t end = f->model->config->num_hidden_layers - (run->batch->wanted == 0);
+    if (run->count > 1 || next >= end || !q3_expert_cache_expects(f->experts, next))
         return true;
     if (!run_router(run, next, err))
         return false;
@@ -1103,10 +1104,9 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, const
     const q3_config *config = forward->model->config;
     batch_run run = {.forward = forward,
                      .cache = cache,
+                     .batch = batch,
                      .start = batch->start,
-                     .count = batch->count,
-                     .many = batch->fed >= forward->kernels->many_tokens,
-                     .wanted = batch->wanted};
+                     .count = batch->count};
     if (!q3_embedding_rows(forward->embedding, batch->ids, run.count, forward->team,
                            forward->scratch->hidden, err))
         return false;
@@ -1117,13 +1117,13 @@ bool q3_forward_batch(const q3_forward *forward, const q3_kv_cache *cache, const
     q3_team_run(forward->team, angle_task, &run, run.count,
                 (uint64_t)run.count * config->head_dim * 16);
     for (run.layer = 0; run.layer < config->num_hidden_layers; run.layer++) {
-        const bool all = run.layer + 1 < config->num_hidden_layers || run.wanted == run.count;
+        const bool all = run.layer + 1 < config->num_hidden_layers || batch->wanted == batch->count;
         if (!q3_check_interrupt(err) || !project(&run, all, true, err))
             return false;
         if (!all) {
-            keep_last(&run, run.wanted);
-            if (run.count == 0)
+            if (batch->wanted == 0)
                 break;
+            keep_wanted(&run);
             if (!project(&run, true, false, err))
                 return false;
         }

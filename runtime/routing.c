@@ -86,8 +86,7 @@ bool q3_routing_create(const q3_config *config, const bool *held, q3_routing *ro
         (routing->bias_in_hand = q3_alloc_zeroed(experts, sizeof *routing->bias_in_hand, err)) &&
         (routing->outside_of = q3_alloc_zeroed(layers, sizeof *routing->outside_of, err)) &&
         (routing->allowed = q3_alloc_zeroed(layers, sizeof *routing->allowed, err)) &&
-        (routing->outside = q3_alloc_zeroed(layers, sizeof *routing->outside, err)) &&
-        (routing->tokens = q3_alloc_zeroed(layers, sizeof *routing->tokens, err));
+        (routing->outside = q3_alloc_zeroed(layers, sizeof *routing->outside, err));
     uint32_t layer;
     if (!ok)
         q3_routing_destroy(routing);
@@ -105,7 +104,6 @@ void q3_routing_destroy(q3_routing *routing)
     free(routing->outside_of);
     free(routing->allowed);
     free(routing->outside);
-    free(routing->tokens);
     *routing = (q3_routing){0};
 }
 
@@ -160,6 +158,6 @@ q3_route_rules q3_routing_rules(q3_routing *routing, uint32_t layer)
 void q3_routing_count(q3_routing *routing, uint32_t layer, const float *outside, uint32_t tokens)
 {
     for (uint32_t t = 0; t < tokens; t++)
-        routing->outside[layer] += (double)outside[t];
-    routing->tokens[layer] += tokens;
+        routing->outside[layer].sum += (double)outside[t];
+    routing->outside[layer].routed += tokens;
 }

@@ -14,6 +14,7 @@
 #define Q3_RUNTIME_ROUTING_H
 
 #include "base/error.h"
+#include "engine.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
 
@@ -46,8 +47,7 @@ typedef struct q3_routing {
     float *bias_in_hand;  // [expert], of the layer in hand
     uint32_t *outside_of; // [layer]: how many experts are not in the pool
     uint32_t *allowed;    // [layer]: how many experts may be chosen
-    double *outside;      // [layer]: sum of the outside shares of the tokens
-    uint64_t *tokens;     // [layer]: that were measured
+    q3_outside *outside;  // [layer]: of the tokens so far
 } q3_routing;
 
 // held: [layer][expert], at least one in each layer, and the configuration must outlive the

@@ -39,11 +39,10 @@ static const char *const choice_names[] = {
 
 // Sums over the positions scored.
 typedef struct measured {
-    double nll;      // -ln p of the next token
-    double kl;       // of the full model's distribution and the pool's, in nats
-    double outside;  // outside shares, over positions fed and layers
-    uint64_t routed; // as in q3_outside
-    uint64_t agree;  // positions where the likeliest token is the full model's
+    double nll; // -ln p of the next token
+    double kl;  // of the full model's distribution and the pool's, in nats
+    q3_outside outside;
+    uint64_t agree; // positions where the likeliest token is the full model's
 } measured;
 
 typedef struct rung {
@@ -319,8 +318,8 @@ static bool feed(ladder *l, q3_session *session, const bool *members, uint32_t c
         return false;
     const q3_engine_statistics after = q3_engine_count(l->loaded.engine);
     if (l->into) {
-        l->into->outside += after.outside.sum - before.outside.sum;
-        l->into->routed += after.outside.routed - before.outside.routed;
+        l->into->outside.sum += after.outside.sum - before.outside.sum;
+        l->into->outside.routed += after.outside.routed - before.outside.routed;
     }
     q3_progress_add(&l->progress, count, "");
     return true;
@@ -401,13 +400,12 @@ typedef struct result {
 static result mean(const ladder *l, const measured *m)
 {
     const double scored = (double)l->scored;
-    const double routed = (double)m->routed;
     return (result){
         .nll = m->nll / scored,
         .perplexity = exp(m->nll / scored),
         .agreement = (double)m->agree / scored,
         .kl = m->kl / scored,
-        .outside = m->outside / routed,
+        .outside = m->outside.sum / (double)m->outside.routed,
     };
 }
 

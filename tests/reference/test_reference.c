@@ -462,10 +462,9 @@ static void assert_same_cut(const float *expected, const float *found, size_t co
         assert_true(fabsf(expected[i] - found[i]) < 5e-4F);
 }
 
-static void check_bytes(const char *pack, unsigned threads, uint64_t memory, size_t step)
+// Compares what an engine gives, and closes it.
+static void check_engine(q3_engine *engine, size_t step)
 {
-    q3_engine *engine =
-        open_engine(pack, (q3_engine_options){.threads = threads, .memory = memory});
     q3_session *session = create_session(engine);
     memset(found_bytes, 0, sizeof found_bytes);
     run_bytes(session, step, found_bytes);
@@ -477,20 +476,19 @@ static void check_bytes(const char *pack, unsigned threads, uint64_t memory, siz
     q3_engine_close(engine);
 }
 
+static void check_bytes(const char *pack, unsigned threads, uint64_t memory, size_t step)
+{
+    check_engine(open_engine(pack, (q3_engine_options){.threads = threads, .memory = memory}),
+                 step);
+}
+
 // How one feed is cut into batches does not change a bit at any level.
 static void check_batches(const char *pack)
 {
     static const uint32_t batches[] = {1, 7, 50, 149};
-    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++) {
-        q3_engine *engine =
-            open_engine(pack, (q3_engine_options){.threads = 2, .batch = batches[i]});
-        q3_session *session = create_session(engine);
-        memset(found_bytes, 0, sizeof found_bytes);
-        run_bytes(session, WHOLE, found_bytes);
-        assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
-        q3_session_destroy(session);
-        q3_engine_close(engine);
-    }
+    for (size_t i = 0; i < sizeof batches / sizeof *batches; i++)
+        check_engine(open_engine(pack, (q3_engine_options){.threads = 2, .batch = batches[i]}),
+                     WHOLE);
 }
 
 // In every form of weights, with all experts in memory and with one a layer.
@@ -508,12 +506,7 @@ static void check_forms(const char *pack)
                 engine = open_engine(pack, options);
                 assert_int_equal(q3_engine_describe(engine)->slots_max, 1);
             }
-            q3_session *session = create_session(engine);
-            memset(found_bytes, 0, sizeof found_bytes);
-            run_bytes(session, WHOLE, found_bytes);
-            assert_memory_equal(expected_bytes, found_bytes, sizeof found_bytes);
-            q3_session_destroy(session);
-            q3_engine_close(engine);
+            check_engine(engine, WHOLE);
         }
 }
 

@@ -223,10 +223,10 @@ static void test_counts(void **state)
     q3_routing_count(&routing, 0, (const float[]){0.5f, 0.25f}, 2);
     q3_routing_count(&routing, 1, (const float[]){1, 0}, 2);
     q3_routing_count(&routing, 0, (const float[]){0.125f}, 1);
-    assert_int_equal(routing.tokens[0], 3);
-    assert_int_equal(routing.tokens[1], 2);
-    assert_true(routing.outside[0] == 0.875);
-    assert_true(routing.outside[1] == 1);
+    assert_int_equal(routing.outside[0].routed, 3);
+    assert_int_equal(routing.outside[1].routed, 2);
+    assert_true(routing.outside[0].sum == 0.875);
+    assert_true(routing.outside[1].sum == 1);
     q3_routing_destroy(&routing);
 }
 
