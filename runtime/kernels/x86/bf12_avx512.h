@@ -14,6 +14,17 @@ static inline bf12_table bf12_load_table(const uint8_t *high_bytes)
     return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)high_bytes));
 }
 
+// High bytes for the lower nibbles of some bytes, and for the upper ones.
+static inline __m512i bf12_high_of_lower(__m512i nibbles, bf12_table table)
+{
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)));
+}
+
+static inline __m512i bf12_high_of_upper(__m512i nibbles, bf12_table table)
+{
+    return bf12_high_of_lower(_mm512_srli_epi16(nibbles, 4), table);
+}
+
 // The 64 weights of a group in order, 32 a vector.
 static inline void bf12_weights(const uint8_t *group, bf12_table table, __m512i weights[2])
 {
@@ -21,7 +32,7 @@ static inline void bf12_weights(const uint8_t *group, bf12_table table, __m512i 
     const __m512i nibbles = _mm512_broadcast_i64x4(_mm256_loadu_si256(from));
     const __m512i fours = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
     const __m512i both = _mm512_srlv_epi16(nibbles, fours);
-    const __m512i high = _mm512_shuffle_epi8(table, _mm512_and_si512(both, _mm512_set1_epi8(15)));
+    const __m512i high = bf12_high_of_lower(both, table);
     const __m512i low = _mm512_loadu_si512(group + 32);
     weights[0] = _mm512_unpacklo_epi8(low, high);
     weights[1] = _mm512_unpackhi_epi8(low, high);

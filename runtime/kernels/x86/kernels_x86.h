@@ -33,9 +33,7 @@
 
 #include "attention.h"
 #include "bf12.h"
-#if WIDTH == 8
 #include "products_many.h"
-#endif
 
 static const q3_products products = {
     .name = Q3_KERNELS_LEVEL,
@@ -50,7 +48,6 @@ static const q3_products products = {
     .bf12_vectors = BF12_VECTORS,
 };
 
-#if WIDTH == 8
 static const q3_products many_products = {
     .name = Q3_KERNELS_LEVEL,
     .panel = 1,
@@ -61,10 +58,6 @@ static const q3_products many_products = {
     .multiply_bf12 = many_multiply_bf12,
     .bf12_vectors = UINT_MAX,
 };
-#else
-enum { MANY_TOKENS = 1 };
-#define many_products products
-#endif
 
 const q3_kernels Q3_KERNELS_NAME = {
     .name = Q3_KERNELS_LEVEL,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Products with many vectors, with AVX2: included behind products.h and bf12.h. To the bit what
-// they are there, in another order of the work.
+// Products with many vectors: included behind products.h and bf12.h. To the bit what they are
+// there, in another order of the work.
 //
 // A lane of an output's sums takes one place of each block, in the order of the columns. There the
 // lanes of a register are the places; here they are rows, and the places come one after the other:
@@ -16,18 +16,20 @@
 #include <limits.h>
 
 enum {
-    MANY_TOKENS = 128, // eight or so for each expert of a model
+    MANY_TOKENS = 96, // six or so for each expert of a model
     // Packed, wider rows would be too large. They are multiplied as if by few vectors.
     MANY_COLUMNS = 4096,
-    // A tile: its sums, the weights and a number fill the registers.
+    // A tile: its sums, the weights and a number fill the registers, 16 of them with AVX2, 32 with
+    // AVX-512.
     LONG_ROWS = 2 * WIDTH,
-    LONG_VECTORS = 6,
-    GROUP_TILES = 16, // that are computed together
+    LONG_VECTORS = WIDTH == 8 ? 6 : 12,
+    // Tiles that are computed together: the first cache has room for their trees.
+    GROUP_TILES = WIDTH == 8 ? 16 : 4,
     // Blocks packed at a time, so that what is written makes whole lines of the cache.
     PACKED_BLOCKS = 16,
     // Vectors of pairs after each pair's place: places are not a multiple of 4 KiB apart.
     GAP = 6,
-    LEVELS = 5, // of the tree in which places are added, with its root
+    LEVELS = WIDTH == 8 ? 5 : 6, // of the tree in which places are added, with its root
 };
 
 static bool takes_many(size_t columns)
@@ -65,6 +67,24 @@ typedef struct packed {
     size_t blocks, stride;
     pairs pairs[WIDTH * (2 * (MANY_COLUMNS / BLOCK) + GAP)];
 } packed;
+
+// Transposes the pairs of WIDTH rows of a block: to[j * to_stride] is pair j of all of them.
+static inline void transpose(const uint16_t *from, size_t stride, pairs *to, size_t to_stride)
+{
+    UNROLL
+    for (unsigned i = 0; i < WIDTH / 4; i++, from += 8, to += 4 * to_stride) {
+        pairs row[4]; // and those that are 4, 8, ... rows further
+        UNROLL
+        for (unsigned r = 0; r < 4; r++)
+            row[r] = load_lanes((const uint8_t *)(from + r * stride), 8 * stride);
+        const pairs a = INTERLEAVE_LOW_32(row[0], row[1]), b = INTERLEAVE_LOW_32(row[2], row[3]);
+        to[0] = INTERLEAVE_LOW_64(a, b);
+        to[to_stride] = INTERLEAVE_HIGH_64(a, b);
+        const pairs c = INTERLEAVE_HIGH_32(row[0], row[1]), d = INTERLEAVE_HIGH_32(row[2], row[3]);
+        to[2 * to_stride] = INTERLEAVE_LOW_64(c, d);
+        to[3 * to_stride] = INTERLEAVE_HIGH_64(c, d);
+    }
+}
 
 // WIDTH rows and some blocks.
 static void pack_blocks(const uint16_t *weights, size_t columns, size_t blocks, pairs *to,
@@ -119,6 +139,63 @@ static void pack(const uint16_t *weights, size_t rows, size_t columns, packed *t
         pack_columns(weights + i * BLOCK, columns, rows, columns - i * BLOCK, i, to);
 }
 
+// 16 bytes of each of LONG_ROWS rows, `stride` bytes apart: two bytes of all rows after the other,
+// in the order in which interleaving their low and high bytes gives the first WIDTH rows and the
+// others.
+static inline void transpose_bytes(const uint8_t *from, size_t stride, pairs to[8])
+{
+    pairs a[8], b[8];
+    UNROLL
+    for (unsigned i = 0; i < 8; i++)
+        a[i] = load_lanes(from + (i % 4 + i / 4 * WIDTH) * stride, 4 * stride);
+    UNROLL
+    for (unsigned i = 0; i < 8; i += 2) {
+        b[i] = INTERLEAVE_LOW_16(a[i], a[i + 1]);
+        b[i + 1] = INTERLEAVE_HIGH_16(a[i], a[i + 1]);
+    }
+    UNROLL
+    for (unsigned i = 0; i < 8; i += 4) {
+        a[i] = INTERLEAVE_LOW_32(b[i], b[i + 2]);
+        a[i + 1] = INTERLEAVE_HIGH_32(b[i], b[i + 2]);
+        a[i + 2] = INTERLEAVE_LOW_32(b[i + 1], b[i + 3]);
+        a[i + 3] = INTERLEAVE_HIGH_32(b[i + 1], b[i + 3]);
+    }
+    UNROLL
+    for (unsigned i = 0; i < 4; i++) {
+        to[2 * i] = INTERLEAVE_LOW_64(a[i], a[i + 4]);
+        to[2 * i + 1] = INTERLEAVE_HIGH_64(a[i], a[i + 4]);
+    }
+}
+
+// Puts a pair of weights of LONG_ROWS rows, the first of which is that of byte `byte`, where it
+// belongs in the packed group.
+static inline void put_pairs(pairs low, pairs high, unsigned byte, pairs *to, size_t to_stride)
+{
+    const unsigned weight = q3_bitplane_weight_of(byte);
+    pairs *at = to + weight % BLOCK / 2 * to_stride + weight / BLOCK * 2;
+    at[0] = INTERLEAVE_LOW_8(low, high);
+    at[1] = INTERLEAVE_HIGH_8(low, high);
+}
+
+// A group of bf12 of each of LONG_ROWS rows, `stride` bytes apart.
+static inline void transpose_group(const uint8_t *group, size_t stride, bf12_table table, pairs *to,
+                                   size_t to_stride)
+{
+    enum { HALF = Q3_BF12_GROUP / 2 };
+    for (unsigned first = 0; first < HALF; first += 16) {
+        pairs nibbles[8], lower[8], upper[8];
+        transpose_bytes(group + first, stride, nibbles);
+        transpose_bytes(group + first + HALF, stride, lower);
+        transpose_bytes(group + first + 2 * HALF, stride, upper);
+        UNROLL
+        for (unsigned i = 0; i < 8; i++) {
+            const unsigned byte = first + 2 * i;
+            put_pairs(lower[i], bf12_high_of_lower(nibbles[i], table), byte, to, to_stride);
+            put_pairs(upper[i], bf12_high_of_upper(nibbles[i], table), HALF + byte, to, to_stride);
+        }
+    }
+}
+
 // Rows of bf12 from `row` on. *exception is the first that is not before them, and becomes that
 // behind them.
 static void pack_bf12(const q3_bf12 *block, size_t row, size_t rows, size_t columns,
@@ -131,13 +208,13 @@ static void pack_bf12(const q3_bf12 *block, size_t row, size_t rows, size_t colu
     for (size_t i = 0; i < columns / Q3_BF12_GROUP; i++, from += Q3_BF12_GROUP_BYTES) {
         pairs *at = to->pairs + i * 2 * GROUP_BLOCKS;
         if (rows == LONG_ROWS) {
-            bf12_transpose(from, row_bytes, table, at, to->stride);
+            transpose_group(from, row_bytes, table, at, to->stride);
             continue;
         }
         uint8_t some[LONG_ROWS][Q3_BF12_GROUP_BYTES] = {{0}};
         for (size_t r = 0; r < rows; r++)
             memcpy(some[r], from + r * row_bytes, Q3_BF12_GROUP_BYTES);
-        bf12_transpose(some[0], Q3_BF12_GROUP_BYTES, table, at, to->stride);
+        transpose_group(some[0], Q3_BF12_GROUP_BYTES, table, at, to->stride);
     }
     const size_t first = row * columns;
     for (; (*exception)->weight < first + rows * columns; (*exception)++) {
@@ -168,12 +245,21 @@ ALWAYS_INLINE void add_blocks(const uint16_t *weights, const float *const *x, si
     }
 }
 
+// The place that comes as number `turn` in the tree: the odd numbers of a lane follow the even
+// ones, and lanes each other as sum_four adds them.
+static inline unsigned place_of(unsigned turn)
+{
+    const unsigned lane = turn / 2;
+    return 2 * (WIDTH == 8 ? lane : lane / 2 + lane % 2 * 8) + turn % 2;
+}
+
 // Adds what the weights of one place give with the numbers of the vectors there to a tile's tree:
 // levels[l * stride] is the sum of 2^l places that waits for the next such one.
-ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsigned place,
+ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsigned turn,
                              unsigned vectors, long_sums *levels, size_t stride)
 {
     const size_t blocks = weights->blocks;
+    const unsigned place = place_of(turn);
     const uint16_t *pair = (const uint16_t *)(weights->pairs + place / 2 * weights->stride);
     floats sum[LONG_VECTORS * 2];
     const float *from[LONG_VECTORS];
@@ -191,7 +277,7 @@ ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsig
         for (size_t i = 0; i < blocks; i++)
             add_blocks(pair + i * 2 * BLOCK, from, i, vectors, false, sum);
     }
-    for (; place % 2; place /= 2, levels += stride) {
+    for (; turn % 2; turn /= 2, levels += stride) {
         UNROLL
         for (unsigned n = 0; n < 2 * vectors; n++)
             sum[n] = levels->of[n] + sum[n];
@@ -201,14 +287,14 @@ ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsig
         levels->of[n] = sum[n];
 }
 
-typedef void add_place_some(const packed *weights, const float *const *x, unsigned place,
+typedef void add_place_some(const packed *weights, const float *const *x, unsigned turn,
                             long_sums *levels, size_t stride);
 
-#define ADD_PLACE(vectors)                                                                        \
-    static void add_place_##vectors(const packed *weights, const float *const *x, unsigned place, \
-                                    long_sums *levels, size_t stride)                             \
-    {                                                                                             \
-        add_place(weights, x, place, vectors, levels, stride);                                    \
+#define ADD_PLACE(vectors)                                                                       \
+    static void add_place_##vectors(const packed *weights, const float *const *x, unsigned turn, \
+                                    long_sums *levels, size_t stride)                            \
+    {                                                                                            \
+        add_place(weights, x, turn, vectors, levels, stride);                                    \
     }
 
 ADD_PLACE(1)
@@ -217,10 +303,22 @@ ADD_PLACE(3)
 ADD_PLACE(4)
 ADD_PLACE(5)
 ADD_PLACE(6)
+#if WIDTH == 16
+ADD_PLACE(7)
+ADD_PLACE(8)
+ADD_PLACE(9)
+ADD_PLACE(10)
+ADD_PLACE(11)
+ADD_PLACE(12)
+#endif
 
 static add_place_some *const add_place_of[] = {
-    [1] = add_place_1, [2] = add_place_2, [3] = add_place_3,
-    [4] = add_place_4, [5] = add_place_5, [6] = add_place_6,
+    [1] = add_place_1,   [2] = add_place_2,   [3] = add_place_3,
+    [4] = add_place_4,   [5] = add_place_5,   [6] = add_place_6,
+#if WIDTH == 16
+    [7] = add_place_7,   [8] = add_place_8,   [9] = add_place_9,
+    [10] = add_place_10, [11] = add_place_11, [12] = add_place_12,
+#endif
 };
 
 // The first vector of a tile, of tiles of nearly equal size.

@@ -147,30 +147,24 @@ static inline pairs load_some_pairs(const uint16_t *from, size_t count)
     return _mm256_or_si256(whole, _mm256_and_si256(last, _mm256_set1_epi32(from[count - 1])));
 }
 
-// Half of the pairs of rows 0 and 4.
-static inline pairs load_halves(const uint16_t *from, size_t stride)
+// Two times 16 bytes, `apart` bytes from each other.
+static inline pairs load_lanes(const uint8_t *from, size_t apart)
 {
     return _mm256_inserti128_si256(
         _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)from)),
-        _mm_loadu_si128((const __m128i *)(const void *)(from + 4 * stride)), 1);
+        _mm_loadu_si128((const __m128i *)(const void *)(from + apart)), 1);
 }
 
-// Transposes the pairs of WIDTH rows: to[j * to_stride] is pair j of all of them.
-static inline void transpose(const uint16_t *from, size_t stride, pairs *to, size_t to_stride)
-{
-    for (unsigned half = 0; half < 2; half++, from += 8, to += 4 * to_stride) {
-        const pairs a = load_halves(from, stride);
-        const pairs b = load_halves(from + stride, stride);
-        const pairs c = load_halves(from + 2 * stride, stride);
-        const pairs d = load_halves(from + 3 * stride, stride);
-        const pairs ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
-        to[0] = _mm256_unpacklo_epi64(ab, cd);
-        to[to_stride] = _mm256_unpackhi_epi64(ab, cd);
-        const pairs ab_high = _mm256_unpackhi_epi32(a, b), cd_high = _mm256_unpackhi_epi32(c, d);
-        to[2 * to_stride] = _mm256_unpacklo_epi64(ab_high, cd_high);
-        to[3 * to_stride] = _mm256_unpackhi_epi64(ab_high, cd_high);
-    }
-}
+// In each 16 bytes: one number of so many bits of a, one of b, and so on, of their lower halves,
+// and of their upper ones.
+#define INTERLEAVE_LOW_8 _mm256_unpacklo_epi8
+#define INTERLEAVE_LOW_16 _mm256_unpacklo_epi16
+#define INTERLEAVE_LOW_32 _mm256_unpacklo_epi32
+#define INTERLEAVE_LOW_64 _mm256_unpacklo_epi64
+#define INTERLEAVE_HIGH_8 _mm256_unpackhi_epi8
+#define INTERLEAVE_HIGH_16 _mm256_unpackhi_epi16
+#define INTERLEAVE_HIGH_32 _mm256_unpackhi_epi32
+#define INTERLEAVE_HIGH_64 _mm256_unpackhi_epi64
 
 // The first numbers of the pairs, and the second ones.
 static inline floats even(pairs weights)

@@ -142,6 +142,29 @@ static inline pairs load_some_pairs(const uint16_t *from, size_t count)
     return _mm512_maskz_loadu_epi16((__mmask32)((UINT64_C(1) << count) - 1), from);
 }
 
+// Four times 16 bytes, `apart` bytes from each other.
+static inline pairs load_lanes(const uint8_t *from, size_t apart)
+{
+    const __m128i *lanes[4];
+    for (unsigned i = 0; i < 4; i++)
+        lanes[i] = (const __m128i *)(const void *)(from + i * apart);
+    pairs all = _mm512_castsi128_si512(_mm_loadu_si128(lanes[0]));
+    all = _mm512_inserti32x4(all, _mm_loadu_si128(lanes[1]), 1);
+    all = _mm512_inserti32x4(all, _mm_loadu_si128(lanes[2]), 2);
+    return _mm512_inserti32x4(all, _mm_loadu_si128(lanes[3]), 3);
+}
+
+// In each 16 bytes: one number of so many bits of a, one of b, and so on, of their lower halves,
+// and of their upper ones.
+#define INTERLEAVE_LOW_8 _mm512_unpacklo_epi8
+#define INTERLEAVE_LOW_16 _mm512_unpacklo_epi16
+#define INTERLEAVE_LOW_32 _mm512_unpacklo_epi32
+#define INTERLEAVE_LOW_64 _mm512_unpacklo_epi64
+#define INTERLEAVE_HIGH_8 _mm512_unpackhi_epi8
+#define INTERLEAVE_HIGH_16 _mm512_unpackhi_epi16
+#define INTERLEAVE_HIGH_32 _mm512_unpackhi_epi32
+#define INTERLEAVE_HIGH_64 _mm512_unpackhi_epi64
+
 // The first numbers of the pairs, and the second ones.
 static inline floats even(pairs weights)
 {
