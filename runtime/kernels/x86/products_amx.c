@@ -267,7 +267,8 @@ ALWAYS_INLINE void fetch_lines(turns *t)
 
 static void fetch_from(work *w, q3_next next, q3_next then)
 {
-    w->fetch = next.data;
+    static const uint8_t nothing;
+    w->fetch = next.bytes ? next.data : &nothing;
     w->fetch_end = w->fetch + next.bytes / LINE * LINE;
     w->fetch_then = then;
 }
