@@ -47,36 +47,12 @@ void q3_ids_free(q3_ids *list)
 
 // ---- look-up by content ----
 
-static token_key make_key(q3_bytes content, uint32_t id)
-{
-    uint64_t prefix = 0;
-    for (size_t i = 0; i < 8; i++)
-        prefix = prefix << 8 | (i < content.size ? content.data[i] : 0);
-    return (token_key){prefix, content, id};
-}
-
-static int compare_keys(const void *left, const void *right)
-{
-    const token_key *a = left, *b = right;
-    if (a->prefix != b->prefix)
-        return a->prefix < b->prefix ? -1 : 1;
-    const size_t shared = a->content.size < b->content.size ? a->content.size : b->content.size;
-    const int order = memcmp(a->content.data, b->content.data, shared);
-    if (order)
-        return order;
-    return (a->content.size > b->content.size) - (a->content.size < b->content.size);
-}
-
 bool q3_tokenizer_find(const q3_tokenizer *tokenizer, q3_bytes content, uint32_t *id)
 {
-    if (content.size == 0)
-        return false;
-    const token_key wanted = make_key(content, 0);
-    const token_key *found = bsearch(&wanted, tokenizer->sorted, tokenizer->count,
-                                     sizeof *tokenizer->sorted, compare_keys);
+    const q3_indexed *found = q3_string_index_find(&tokenizer->by_content, content);
     if (!found)
         return false;
-    *id = found->id;
+    *id = found->number;
     return true;
 }
 
@@ -258,35 +234,40 @@ static bool read_added_token(q3_tokenizer *tokenizer, const cJSON *entry, q3_err
     return true;
 }
 
+// An added token, in the order in which encoding tries them.
+typedef struct added_token {
+    q3_bytes content;
+    uint32_t id;
+} added_token;
+
 static int compare_added(const void *left, const void *right)
 {
-    const token_key *a = left, *b = right;
+    const added_token *a = left, *b = right;
     if (a->content.data[0] != b->content.data[0])
         return a->content.data[0] < b->content.data[0] ? -1 : 1;
     return (a->content.size < b->content.size) - (a->content.size > b->content.size);
 }
 
-// The order in which encoding tries them.
 static bool index_added(q3_tokenizer *tokenizer, q3_error *err)
 {
     const uint32_t count = tokenizer->count - tokenizer->base_count;
-    token_key *keys = q3_alloc(count, sizeof *keys, err);
+    added_token *all = q3_alloc(count, sizeof *all, err);
     tokenizer->added = q3_alloc(count, sizeof *tokenizer->added, err);
-    if (!keys || !tokenizer->added) {
-        free(keys);
+    if (!all || !tokenizer->added) {
+        free(all);
         return false;
     }
     for (uint32_t i = 0; i < count; i++) {
         const uint32_t id = tokenizer->base_count + i;
-        keys[i] = make_key(tokenizer->tokens[id].content, id);
-        tokenizer->added_from[keys[i].content.data[0] + 1]++;
+        all[i] = (added_token){tokenizer->tokens[id].content, id};
+        tokenizer->added_from[all[i].content.data[0] + 1]++;
     }
-    qsort(keys, count, sizeof *keys, compare_added);
+    qsort(all, count, sizeof *all, compare_added);
     for (uint32_t i = 0; i < count; i++)
-        tokenizer->added[i] = keys[i].id;
+        tokenizer->added[i] = all[i].id;
     for (size_t byte = 0; byte < 256; byte++)
         tokenizer->added_from[byte + 1] += tokenizer->added_from[byte];
-    free(keys);
+    free(all);
     return true;
 }
 
@@ -315,21 +296,17 @@ static bool read_config(q3_tokenizer *tokenizer, q3_error *err)
 
 static bool index_tokens(q3_tokenizer *tokenizer, const q3_tokenizer_files *files, q3_error *err)
 {
-    tokenizer->sorted = q3_alloc(tokenizer->count, sizeof *tokenizer->sorted, err);
-    if (!tokenizer->sorted)
+    if (!q3_string_index_create(tokenizer->count, &tokenizer->by_content, err))
         return false;
-    for (uint32_t id = 0; id < tokenizer->count; id++)
-        tokenizer->sorted[id] = make_key(tokenizer->tokens[id].content, id);
-    qsort(tokenizer->sorted, tokenizer->count, sizeof *tokenizer->sorted, compare_keys);
-    for (uint32_t i = 1; i < tokenizer->count; i++) {
-        const token_key *a = &tokenizer->sorted[i - 1], *b = &tokenizer->sorted[i];
-        // Spellings differ when their bytes do, so one of two equal tokens is an added one.
-        if (compare_keys(a, b) == 0)
+    for (uint32_t id = 0; id < tokenizer->count; id++) {
+        const q3_bytes content = tokenizer->tokens[id].content;
+        const q3_indexed *same = q3_string_index_add(&tokenizer->by_content, content, id);
+        // Spellings differ when their bytes do, so this one is an added one.
+        if (same)
             return q3_fail(err, Q3_MALFORMED,
                            "%s: added token %" PRIu32 " has the content \"%.*s\" of token %" PRIu32,
-                           files->config_name, a->id > b->id ? a->id : b->id,
-                           a->content.size < 200 ? (int)a->content.size : 200,
-                           (const char *)a->content.data, a->id < b->id ? a->id : b->id);
+                           files->config_name, id, content.size < 200 ? (int)content.size : 200,
+                           (const char *)content.data, same->number);
     }
     for (unsigned byte = 0; byte < 256; byte++) {
         const uint8_t content = (uint8_t)byte;
@@ -553,7 +530,7 @@ void q3_tokenizer_close(q3_tokenizer *tokenizer)
     q3_json_free(&tokenizer->config);
     free(tokenizer->base_bytes);
     free(tokenizer->tokens);
-    free(tokenizer->sorted);
+    q3_string_index_free(&tokenizer->by_content);
     free(tokenizer->pairs_from);
     free(tokenizer->pairs);
     free(tokenizer->merged);

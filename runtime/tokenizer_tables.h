@@ -8,18 +8,12 @@
 #include "tokenizer.h"
 
 #include "base/json.h"
+#include "base/string_index.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
 #define Q3_NO_RANK UINT32_MAX
-
-// A token by its bytes, in an order that needs the bytes only when two share their first eight.
-typedef struct token_key {
-    uint64_t prefix; // the first eight bytes as a big-endian number, zeros after a shorter one
-    q3_bytes content;
-    uint32_t id;
-} token_key;
 
 typedef struct token {
     q3_bytes content;
@@ -37,7 +31,7 @@ struct q3_tokenizer {
 
     token *tokens; // by id
     uint32_t base_count, count;
-    token_key *sorted; // all tokens, by content
+    q3_string_index by_content; // all tokens' ids
 
     uint32_t byte_token[256];
     // The pairs whose left token is t are pairs[pairs_from[t] .. pairs_from[t + 1]), by right

@@ -2,6 +2,7 @@
 #include "json.h"
 
 #include "file.h"
+#include "string_index.h"
 #include "text.h"
 
 #include <inttypes.h>
@@ -324,40 +325,36 @@ bool q3_json_fail(const q3_json *json, const cJSON *item, enum q3_exit code, q3_
     return q3_fail(err, code, "%s: %s%s%s", json->name, path, *path ? ": " : "", text);
 }
 
-static int compare_names(const void *a, const void *b)
+static bool check_names(const q3_json *json, const cJSON *object, size_t count, q3_error *err)
 {
-    return strcmp(*(const char *const *)a, *(const char *const *)b);
+    q3_string_index names;
+    if (!q3_string_index_create(count, &names, err))
+        return false;
+    bool ok = true;
+    for (const cJSON *member = object->child; ok && member; member = member->next) {
+        const q3_bytes name = {(const uint8_t *)member->string, strlen(member->string)};
+        ok = !q3_string_index_add(&names, name, 0) ||
+             q3_json_fail(json, object, Q3_MALFORMED, err, "the key \"%s\" stands twice",
+                          member->string);
+    }
+    q3_string_index_free(&names);
+    return ok;
 }
 
 // No key twice in one object: readers would differ in which one they take.
 static bool check_duplicates(const q3_json *json, q3_error *err)
 {
-    const char **names = NULL;
-    size_t capacity = 0;
-    bool ok = true;
     walk w = {.item = {json->root}, .depth = 1};
-    for (const cJSON *object = json->root; ok && object; object = walk_next(&w)) {
+    for (const cJSON *object = json->root; object; object = walk_next(&w)) {
         if (!cJSON_IsObject(object))
             continue;
         size_t count = 0;
         for (const cJSON *member = object->child; member; member = member->next)
             count++;
-        if (count < 2)
-            continue;
-        ok = q3_grow(&names, &capacity, count, sizeof *names, err);
-        if (!ok)
-            break;
-        size_t i = 0;
-        for (const cJSON *member = object->child; member; member = member->next)
-            names[i++] = member->string;
-        qsort(names, count, sizeof *names, compare_names);
-        for (i = 1; ok && i < count; i++)
-            if (strcmp(names[i - 1], names[i]) == 0)
-                ok = q3_json_fail(json, object, Q3_MALFORMED, err, "the key \"%s\" stands twice",
-                                  names[i]);
+        if (count > 1 && !check_names(json, object, count, err))
+            return false;
     }
-    free(names);
-    return ok;
+    return true;
 }
 
 bool q3_json_parse(const char *name, q3_bytes text, q3_json *json, q3_error *err)

@@ -6,12 +6,14 @@
 #include "base/hash.h"
 #include "base/interrupt.h"
 #include "base/json.h"
+#include "base/string_index.h"
 #include "base/text.h"
 #include "base/workers.h"
 #include "support.h"
 
 #include <errno.h>
 #include <float.h>
+#include <inttypes.h>
 #include <math.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -288,6 +290,40 @@ static void test_json_grammar(void **state)
     static const char twice[] = "{\"x\":[{\"a\":1,\"b\":2,\"a\":3}]}";
     assert_false(parse(twice, strlen(twice), &json, &err));
     assert_string_equal(err.message, "t.json: x[0]: the key \"a\" stands twice");
+}
+
+static void test_string_index(void **state)
+{
+    (void)state;
+    enum { COUNT = 3000 };
+    static char text[COUNT][8];
+    q3_error err;
+    q3_string_index index;
+    assert_true(q3_string_index_create(COUNT + 2, &index, &err));
+    for (uint32_t i = 0; i < COUNT; i++) {
+        const int size = snprintf(text[i], sizeof text[i], "%" PRIu32, i * 7);
+        assert_null(q3_string_index_add(&index, (q3_bytes){(uint8_t *)text[i], (size_t)size}, i));
+    }
+    // Strings may be empty, and hold any bytes.
+    static const uint8_t zeros[2] = {0};
+    assert_null(q3_string_index_add(&index, (q3_bytes){zeros, 0}, COUNT));
+    assert_null(q3_string_index_add(&index, (q3_bytes){zeros, 2}, COUNT + 1));
+    assert_null(q3_string_index_find(&index, (q3_bytes){zeros, 1}));
+    assert_int_equal(q3_string_index_find(&index, (q3_bytes){zeros, 0})->number, COUNT);
+    assert_int_equal(q3_string_index_find(&index, (q3_bytes){zeros, 2})->number, COUNT + 1);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        char again[8];
+        const size_t size = (size_t)snprintf(again, sizeof again, "%" PRIu32, i * 7);
+        const q3_bytes string = {(uint8_t *)again, size};
+        const q3_indexed *there = q3_string_index_add(&index, string, 9999);
+        assert_non_null(there);
+        assert_int_equal(there->number, i);
+        assert_ptr_equal(there->string.data, text[i]);
+        assert_ptr_equal(q3_string_index_find(&index, string), there);
+        again[0] = 'x';
+        assert_null(q3_string_index_find(&index, string));
+    }
+    q3_string_index_free(&index);
 }
 
 static void test_json_getters(void **state)
@@ -699,14 +735,14 @@ static void test_memory_stream(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_printable),     cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_numbers),       cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_bytes),         cmocka_unit_test(test_hash),
-        cmocka_unit_test(test_json_grammar),  cmocka_unit_test(test_json_getters),
-        cmocka_unit_test(test_json_items),    cmocka_unit_test(test_json_writer),
-        cmocka_unit_test(test_files),         cmocka_unit_test(test_workers),
-        cmocka_unit_test(test_many_runs),     cmocka_unit_test(test_stream),
-        cmocka_unit_test(test_memory_stream),
+        cmocka_unit_test(test_printable),    cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_numbers),      cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_hash),
+        cmocka_unit_test(test_json_grammar), cmocka_unit_test(test_string_index),
+        cmocka_unit_test(test_json_getters), cmocka_unit_test(test_json_items),
+        cmocka_unit_test(test_json_writer),  cmocka_unit_test(test_files),
+        cmocka_unit_test(test_workers),      cmocka_unit_test(test_many_runs),
+        cmocka_unit_test(test_stream),       cmocka_unit_test(test_memory_stream),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
