@@ -38,7 +38,7 @@ typedef enum q3_engine_weights {
 const char *q3_weights_name(q3_engine_weights weights);
 
 typedef struct q3_engine_options {
-    unsigned threads;     // 0: one for each processor
+    unsigned threads;     // 0: one for each core
     uint32_t context;     // positions of a session; 0: 4096, or the model's maximum if that is less
     uint32_t sessions;    // that may exist at once and are counted in the budget; 0: 1
     uint64_t memory;      // budget in bytes for all that the process needs; 0: all the experts if

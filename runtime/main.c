@@ -19,7 +19,7 @@
      .target = &O.threads,                                                                      \
      .min = 1,                                                                                  \
      .max = Q3_WORKERS_MAX,                                                                     \
-     .help = "threads; the default is one for each processor"},                                 \
+     .help = "threads; the default is one for each core"},                                      \
         {.name = "memory",                                                                      \
          .letter = 'm',                                                                         \
          .kind = Q3_OPTION_SIZE,                                                                \

@@ -158,7 +158,7 @@ bool q3_opened_create(const char *directory, const q3_engine_options *options, q
                       q3_error *err)
 {
     *opened = (q3_opened){.kernels = q3_kernels_for(q3_cpu_in_use())};
-    const unsigned threads = options->threads ? options->threads : q3_workers_default();
+    const unsigned threads = options->threads ? options->threads : q3_workers_of_cores();
     const bool ok = q3_team_create(threads, &opened->team, err) &&
                     q3_model_open(directory, opened->kernels, &opened->team, &opened->model, err) &&
                     choose_context(opened, options->context, err) &&

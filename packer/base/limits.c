@@ -244,6 +244,32 @@ unsigned q3_quota_processors_under(const char *root, unsigned most)
     return most;
 }
 
+// The lowest number of those that share a core with a processor; its own when nothing is known.
+static unsigned first_of_core(const char *root, unsigned processor)
+{
+    char directory[PATH_MAX];
+    uint64_t first;
+    const int length = snprintf(directory, sizeof directory,
+                                "%s/sys/devices/system/cpu/cpu%u/topology", root, processor);
+    const bool known = length > 0 && (size_t)length < sizeof directory &&
+                       read_number(directory, "thread_siblings_list", &first);
+    return known && first <= processor ? (unsigned)first : processor;
+}
+
+unsigned q3_cores_under(const char *root, const bool *usable, size_t processors)
+{
+    bool counted[CPU_SETSIZE] = {false};
+    unsigned cores = 0;
+    for (unsigned i = 0; i < processors && i < CPU_SETSIZE; i++) {
+        if (!usable[i])
+            continue;
+        const unsigned core = first_of_core(root, i);
+        cores += !counted[core];
+        counted[core] = true;
+    }
+    return cores;
+}
+
 unsigned q3_available_processors(void)
 {
     cpu_set_t set;
@@ -251,4 +277,16 @@ unsigned q3_available_processors(void)
     const long count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
                                                                    : sysconf(_SC_NPROCESSORS_ONLN);
     return q3_quota_processors_under("", count < 1 ? 1 : (unsigned)count);
+}
+
+unsigned q3_available_cores(void)
+{
+    cpu_set_t set;
+    bool usable[CPU_SETSIZE];
+    if (sched_getaffinity(0, sizeof set, &set) != 0)
+        return q3_available_processors();
+    for (unsigned i = 0; i < CPU_SETSIZE; i++)
+        usable[i] = CPU_ISSET(i, &set);
+    const unsigned count = q3_cores_under("", usable, CPU_SETSIZE);
+    return q3_quota_processors_under("", count ? count : 1);
 }

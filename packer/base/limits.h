@@ -9,6 +9,7 @@
 #define Q3_BASE_LIMITS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 // Bytes of memory that this process could take without swapping or being killed: the least of what
@@ -20,10 +21,17 @@ uint64_t q3_available_memory(void);
 // where a group's quota of processor time (rounded up) is less.
 unsigned q3_available_processors(void);
 
-// The same with the files of /proc and of the control groups looked up under a directory: theirs is
-// "/". `most` is the answer where no group has a quota.
+// The same, but of the processors that share a core (hyperthreads) one only. Arithmetic that keeps
+// a core busy gains nothing from a second thread on it; with AMX tiles both together do half of
+// what one does alone.
+unsigned q3_available_cores(void);
+
+// The same with the files of /proc, of /sys and of the control groups looked up under a directory:
+// theirs is "/". `most` is the answer where no group has a quota; usable[i] tells whether the
+// process may run on processor i.
 uint64_t q3_available_memory_under(const char *root);
 unsigned q3_quota_processors_under(const char *root, unsigned most);
+unsigned q3_cores_under(const char *root, const bool *usable, size_t processors);
 
 // Bytes of memory that this process has in use, and the most that it ever had; 0 when the system
 // does not say. Other than getrusage's, the peak begins with the program and not with the process

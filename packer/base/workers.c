@@ -53,10 +53,19 @@ struct q3_workers {
     atomic_bool quit;
 };
 
+static unsigned at_most(unsigned count)
+{
+    return count > Q3_WORKERS_MAX ? Q3_WORKERS_MAX : count;
+}
+
 unsigned q3_workers_default(void)
 {
-    const unsigned count = q3_available_processors();
-    return count > Q3_WORKERS_MAX ? Q3_WORKERS_MAX : count;
+    return at_most(q3_available_processors());
+}
+
+unsigned q3_workers_of_cores(void)
+{
+    return at_most(q3_available_cores());
 }
 
 // Takes tasks until there are none and runs them. Returns how many, for `unfinished`.

@@ -15,8 +15,10 @@ typedef struct q3_workers q3_workers;
 
 enum { Q3_WORKERS_MAX = 256 };
 
-// The processors that this process may keep busy (limits.h), at most Q3_WORKERS_MAX.
+// The processors that this process may keep busy (limits.h), at most Q3_WORKERS_MAX; and the cores,
+// for arithmetic.
 unsigned q3_workers_default(void);
+unsigned q3_workers_of_cores(void);
 
 // A pool of `threads` (1 to Q3_WORKERS_MAX), the caller's included.
 bool q3_workers_create(unsigned threads, q3_workers **workers, q3_error *err);

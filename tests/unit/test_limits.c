@@ -127,6 +127,48 @@ static void quota_of_version_2(void **state)
 }
 
 // A path that leads out of what is mounted, and lines that are no good.
+static void put_siblings(unsigned processor, const char *list)
+{
+    char name[96];
+    snprintf(name, sizeof name, "sys/devices/system/cpu/cpu%u/topology/thread_siblings_list",
+             processor);
+    put(name, list);
+}
+
+static void cores(void **state)
+{
+    (void)state;
+    enum { COUNT = 8 };
+    bool usable[COUNT];
+    for (unsigned i = 0; i < COUNT; i++)
+        usable[i] = true;
+    // Nothing is known: each is a core.
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 8);
+    // The second threads are numbered after all the first ones, as usual; the last two have a core
+    // each.
+    static const char *const lists[COUNT] = {"0,3\n", "1,4\n", "2,5\n", "0,3\n",
+                                             "1,4\n", "2,5\n", "6\n",   "7\n"};
+    for (unsigned i = 0; i < COUNT; i++)
+        put_siblings(i, lists[i]);
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 5);
+    assert_int_equal(q3_cores_under(root, usable, 4), 3);
+    // A core whose first thread is not for this process counts all the same.
+    usable[0] = usable[6] = false;
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 4);
+    usable[3] = false;
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 3);
+    // Ranges, and what cannot be.
+    put_siblings(4, "4-5\n");
+    put_siblings(5, "4-5\n");
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 4);
+    put_siblings(7, "9\n");
+    put_siblings(2, "?\n");
+    put_siblings(1, "");
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 4);
+    memset(usable, 0, sizeof usable);
+    assert_int_equal(q3_cores_under(root, usable, COUNT), 0);
+}
+
 static void odd_files(void **state)
 {
     (void)state;
@@ -142,7 +184,8 @@ static void this_process(void **state)
 {
     (void)state;
     enum { BYTES = 32 << 20 };
-    assert_true(q3_available_processors() >= 1);
+    const unsigned found = q3_available_cores();
+    assert_in_range(found, 1, q3_available_processors());
     const q3_memory_use before = q3_memory_used();
     assert_true(before.now > 0 && before.peak >= before.now);
     char *memory = malloc(BYTES);
@@ -163,6 +206,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(version_2, make_root, remove_root),
         cmocka_unit_test_setup_teardown(version_1, make_root, remove_root),
         cmocka_unit_test_setup_teardown(quota_of_version_2, make_root, remove_root),
+        cmocka_unit_test_setup_teardown(cores, make_root, remove_root),
         cmocka_unit_test_setup_teardown(odd_files, make_root, remove_root),
         cmocka_unit_test(this_process),
     };
