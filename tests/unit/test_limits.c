@@ -126,7 +126,6 @@ static void quota_of_version_2(void **state)
     assert_int_equal(q3_quota_processors_under(root, 16), 4);
 }
 
-// A path that leads out of what is mounted, and lines that are no good.
 static void put_siblings(unsigned processor, const char *list)
 {
     char name[96];
@@ -169,6 +168,7 @@ static void cores(void **state)
     assert_int_equal(q3_cores_under(root, usable, COUNT), 0);
 }
 
+// A path that leads out of what is mounted, and lines that are no good.
 static void odd_files(void **state)
 {
     (void)state;

@@ -19,6 +19,7 @@
 #include "vector_avx512.h"
 
 #include "silu.h"
+#include "transpose.h"
 
 #include <limits.h>
 #include <stdbool.h>
@@ -89,22 +90,11 @@ typedef struct turns {
 // Columns 4 * quarter to 4 * quarter + 3 of a 16 by 16 matrix.
 static inline void transpose_quarter(const float *matrix, unsigned quarter, __m512 out[4])
 {
-    __m512 part[4]; // rows i, i + 4, i + 8, i + 12
-    for (unsigned i = 0; i < 4; i++) {
-        const float *at = matrix + i * TILE + 4 * quarter;
-        __m512 rows = _mm512_castps128_ps512(_mm_load_ps(at));
-        rows = _mm512_mask_broadcast_f32x4(rows, 0x00f0, _mm_load_ps(at + 4 * TILE));
-        rows = _mm512_mask_broadcast_f32x4(rows, 0x0f00, _mm_load_ps(at + 8 * TILE));
-        part[i] = _mm512_mask_broadcast_f32x4(rows, 0xf000, _mm_load_ps(at + 12 * TILE));
-    }
-    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(part[0], part[1]));
-    const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(part[0], part[1]));
-    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(part[2], part[3]));
-    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(part[2], part[3]));
-    out[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
-    out[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
-    out[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
-    out[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    const float *from = matrix + 4 * quarter;
+    pairs columns[4];
+    transpose_four((const uint8_t *)from, TILE * sizeof *from, columns, 1);
+    for (unsigned i = 0; i < 4; i++)
+        out[i] = _mm512_castsi512_ps(columns[i]);
 }
 
 // Whole lines go past the caches, which do not hold all that is written before it is read again.

@@ -13,6 +13,8 @@
 #ifndef Q3_KERNELS_X86_PRODUCTS_MANY_H
 #define Q3_KERNELS_X86_PRODUCTS_MANY_H
 
+#include "transpose.h"
+
 #include <limits.h>
 
 enum {
@@ -72,18 +74,9 @@ typedef struct packed {
 static inline void transpose(const uint16_t *from, size_t stride, pairs *to, size_t to_stride)
 {
     UNROLL
-    for (unsigned i = 0; i < WIDTH / 4; i++, from += 8, to += 4 * to_stride) {
-        pairs row[4]; // and those that are 4, 8, ... rows further
-        UNROLL
-        for (unsigned r = 0; r < 4; r++)
-            row[r] = load_lanes((const uint8_t *)(from + r * stride), 8 * stride);
-        const pairs a = INTERLEAVE_LOW_32(row[0], row[1]), b = INTERLEAVE_LOW_32(row[2], row[3]);
-        to[0] = INTERLEAVE_LOW_64(a, b);
-        to[to_stride] = INTERLEAVE_HIGH_64(a, b);
-        const pairs c = INTERLEAVE_HIGH_32(row[0], row[1]), d = INTERLEAVE_HIGH_32(row[2], row[3]);
-        to[2 * to_stride] = INTERLEAVE_LOW_64(c, d);
-        to[3 * to_stride] = INTERLEAVE_HIGH_64(c, d);
-    }
+    for (unsigned i = 0; i < WIDTH / 4; i++)
+        transpose_four((const uint8_t *)(from + 8 * i), stride * sizeof *from,
+                       to + 4 * i * to_stride, to_stride);
 }
 
 // WIDTH rows and some blocks.
