@@ -50,6 +50,16 @@ static unsigned count_ahead(const q3_budget_request *request, uint64_t left, uin
     return room < request->ahead ? (unsigned)room : request->ahead;
 }
 
+// What passes is to be read again from the page cache.
+static unsigned count_passing(const q3_budget_request *request, uint64_t total, uint64_t left)
+{
+    const uint64_t bytes = request->passing * request->passing_bytes;
+    return bytes > 0 && bytes <= left && total + bytes <= request->available &&
+                   request->available - total - bytes >= request->file_bytes
+               ? request->passing
+               : 0;
+}
+
 static bool refuse(const q3_budget_request *request, const q3_memory_plan *plan, q3_error *err)
 {
     char budget[Q3_GROUPED_MAX], minimum[Q3_GROUPED_MAX], dense[Q3_GROUPED_MAX];
@@ -130,9 +140,15 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         left = plan->budget - fixed - experts_bytes(request, a_layer);
         plan->ahead = count_ahead(request, left, a_layer, &ahead_bytes);
     }
-    for (uint32_t i = 0; i < config->num_hidden_layers; i++)
+    bool all_fit = true;
+    for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
         slots[i] = request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer;
+        all_fit = all_fit && slots[i] == request->pool_count[i];
+    }
     plan->experts = experts_bytes(request, a_layer) + plan->ahead * ahead_bytes;
-    plan->total = fixed + plan->experts;
+    if (all_fit)
+        plan->passing_experts = count_passing(request, fixed + plan->experts, left);
+    plan->passing = plan->passing_experts * request->passing_bytes;
+    plan->total = fixed + plan->experts + plan->passing;
     return true;
 }

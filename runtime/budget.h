@@ -21,6 +21,9 @@ typedef struct q3_budget_request {
     bool narrow;            // the KV cache is bf16
     unsigned readers;       // threads of the expert cache
     unsigned ahead;         // experts that may be read ahead where not all fit, if there is room
+    unsigned passing;       // experts that may pass where all fit, if there is room: in memory of
+    uint64_t passing_bytes; // so many bytes each, and for their files in the page cache, which
+    uint64_t file_bytes;    // have so many
     bool decodes;           // readers decode experts whole, or by zstd
     uint64_t readers_bytes; // that they want for it beside that
     bool tokenizer;         // the process has the tokenizer and a sampler, too

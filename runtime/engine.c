@@ -51,7 +51,8 @@ static bool reserve(q3_engine *engine, q3_error *err)
     q3_opened *opened = &engine->opened;
     const q3_expert_cache_options options = {.readers = opened->info.readers,
                                              .direct = opened->info.io == Q3_IO_DIRECT,
-                                             .ahead = opened->info.memory.ahead};
+                                             .ahead = opened->info.memory.ahead,
+                                             .passing = opened->info.memory.passing_experts};
     return q3_scratch_create(&opened->budget.scratch, &engine->scratch, err) &&
            q3_expert_cache_create(&opened->model, &options, opened->slots, opened->slot_bytes,
                                   &engine->experts, err);
@@ -114,7 +115,8 @@ bool q3_engine_preload(q3_engine *engine, q3_error *err)
         for (uint32_t j = 0; j < config->num_experts; j++)
             if (rules.allowed[j] && count < engine->opened.slots[i])
                 experts[count++] = j;
-        ok = q3_expert_cache_visit(engine->experts, i, experts, count, visit_nothing, NULL, err);
+        ok = q3_expert_cache_visit(engine->experts, i, experts, count, false, visit_nothing, NULL,
+                                   err);
     }
     free(experts);
     return ok;
@@ -156,6 +158,7 @@ q3_engine_statistics q3_engine_count(const q3_engine *engine)
         .batches = engine->batches,
         .expert_hits = experts.hits,
         .expert_misses = experts.misses,
+        .experts_passed = experts.passed,
         .expert_bytes = experts.bytes_read,
         .expert_seconds = experts.waiting_seconds,
         .delivered_bytes = experts.delivered,

@@ -74,11 +74,13 @@ void q3_engine_close(q3_engine *engine); // after its sessions; NULL is fine
 // Where the memory goes, in bytes. `process` is what a program takes beside the engine: its code,
 // the tokenizer if it has one, the description of the pack.
 typedef struct q3_memory_plan {
-    uint64_t process, dense, embedding, kv_cache, scratch, experts;
-    uint64_t total;   // the sum
-    uint64_t minimum; // the sum with one expert a layer
-    uint64_t budget;  // that was given or found
-    unsigned ahead;   // experts that may be read ahead; their memory is in `experts`
+    uint64_t process, dense, embedding, kv_cache, scratch, experts, passing;
+    uint64_t total;           // the sum
+    uint64_t minimum;         // the sum with one expert a layer
+    uint64_t budget;          // that was given or found
+    unsigned ahead;           // experts that may be read ahead; their memory is in `experts`
+    unsigned passing_experts; // that may pass at the same time where all fit (expert_cache.h);
+                              // their memory is `passing`
 } q3_memory_plan;
 
 typedef struct q3_engine_info {
@@ -125,6 +127,7 @@ typedef struct q3_outside {
 typedef struct q3_engine_statistics {
     uint64_t tokens, batches;            // fed, all sessions together
     uint64_t expert_hits, expert_misses; // experts that a batch needed in a layer
+    uint64_t experts_passed;             // of the misses; see expert_cache.h
     uint64_t expert_bytes;               // read for them from the pack
     double expert_seconds;               // in which there was nothing to compute but theirs
     uint64_t delivered_bytes;            // that the reading threads got, for what is needed or not

@@ -40,6 +40,7 @@ typedef enum load_state {
 
 typedef struct expert_load {
     uint32_t layer, expert;
+    q3_form form;
     uint8_t *memory; // where to
     load_state state;
     bool failed;   // .error says why
@@ -84,7 +85,10 @@ struct q3_expert_cache {
     const q3_model *model;
     bool direct;
     layer_set *layers;
-    slot *slots;      // of all layers
+    slot *slots;   // of all layers
+    slot *passing; // of no layer: what they hold is forgotten as soon as it is used
+    unsigned passing_count;
+    bool *met;        // [layer][expert]: was asked for before
     uint32_t *scores; // of all layers
     q3_region memory;
     uint64_t ahead_bytes; // of the memory of each of `ahead`
@@ -94,6 +98,7 @@ struct q3_expert_cache {
     q3_expert *group;
     slot **group_slots;
     uint32_t *missing;
+    bool *passes; // of each that is missing
     expert_load *loads;
 
     pthread_t *threads;
@@ -227,8 +232,8 @@ static void open_load(q3_expert_cache *cache, expert_load *load)
     load->state = LOAD_OPENING;
     pthread_mutex_unlock(&cache->lock);
     const bool ok =
-        q3_model_open_expert(cache->model, load->layer, load->expert, cache->direct, load->memory,
-                             &load->file, &load->image, &load->taking, &error);
+        q3_model_open_expert(cache->model, load->form, load->layer, load->expert, cache->direct,
+                             load->memory, &load->file, &load->image, &load->taking, &error);
     pthread_mutex_lock(&cache->lock);
     load->state = LOAD_READING;
     if (!ok)
@@ -437,7 +442,8 @@ void q3_expert_cache_slots(const q3_model *model, const bool *members, uint64_t 
         slot_bytes[i] = 0;
         for (uint32_t j = 0; j < config->num_experts; j++) {
             const size_t at = (size_t)i * config->num_experts + j;
-            const uint64_t bytes = members[at] ? q3_model_expert_bytes(model, i, j) : 0;
+            const uint64_t bytes =
+                members[at] ? q3_model_expert_bytes(model, model->form, i, j) : 0;
             if (bytes > slot_bytes[i])
                 slot_bytes[i] = bytes;
         }
@@ -472,18 +478,23 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
             cache->ahead_bytes = slot_bytes[i];
     }
     cache->ahead_count = options->ahead;
-    bytes += options->ahead * cache->ahead_bytes;
+    cache->passing_count = options->passing;
+    const uint64_t passing_bytes = options->passing ? q3_model_passing_bytes(model) : 0;
+    bytes += options->ahead * cache->ahead_bytes + options->passing * passing_bytes;
+    const size_t experts = (size_t)config->num_hidden_layers * config->num_experts;
     bool ok =
         (cache->layers = q3_alloc_zeroed(config->num_hidden_layers, sizeof *cache->layers, err)) &&
         (cache->slots = q3_alloc_zeroed(total, sizeof *cache->slots, err)) &&
-        (cache->scores = q3_alloc_zeroed((size_t)config->num_hidden_layers * config->num_experts,
-                                         sizeof *cache->scores, err)) &&
+        (cache->passing = q3_alloc_zeroed(options->passing, sizeof *cache->passing, err)) &&
+        (cache->scores = q3_alloc_zeroed(experts, sizeof *cache->scores, err)) &&
+        (cache->met = q3_alloc_zeroed(experts, sizeof *cache->met, err)) &&
         (cache->group = q3_alloc_zeroed(config->num_experts, sizeof *cache->group, err)) &&
         (cache->group_slots =
              q3_alloc_zeroed(config->num_experts, sizeof *cache->group_slots, err)) &&
         (cache->loads = q3_alloc_zeroed(config->num_experts, sizeof *cache->loads, err)) &&
         (cache->wanted = q3_alloc_zeroed(config->num_experts, sizeof *cache->wanted, err)) &&
         (cache->missing = q3_alloc_zeroed(config->num_experts, sizeof *cache->missing, err)) &&
+        (cache->passes = q3_alloc_zeroed(config->num_experts, sizeof *cache->passes, err)) &&
         q3_region_create(bytes, &cache->memory, err) && start_readers(cache, options->readers, err);
     if (!ok) {
         q3_expert_cache_destroy(cache);
@@ -501,6 +512,8 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
     }
     for (unsigned i = 0; i < cache->ahead_count; i++)
         cache->ahead[i].memory = q3_region_take(&cache->memory, cache->ahead_bytes);
+    for (unsigned i = 0; i < cache->passing_count; i++)
+        cache->passing[i].memory = q3_region_take(&cache->memory, passing_bytes);
     *result = cache;
     return true;
 }
@@ -516,12 +529,15 @@ void q3_expert_cache_destroy(q3_expert_cache *cache)
     q3_region_destroy(&cache->memory);
     free(cache->layers);
     free(cache->slots);
+    free(cache->passing);
     free(cache->scores);
+    free(cache->met);
     free(cache->group);
     free(cache->group_slots);
     free(cache->loads);
     free(cache->wanted);
     free(cache->missing);
+    free(cache->passes);
     free(cache);
 }
 
@@ -645,8 +661,11 @@ void q3_expert_cache_expect(q3_expert_cache *cache, uint32_t layer, const uint32
         ahead->used = true;
         ahead->asked_for = false;
         ahead->rank = i;
-        ahead->load = (expert_load){
-            .layer = layer, .expert = experts[i], .memory = ahead->memory, .file = {.fd = -1}};
+        ahead->load = (expert_load){.layer = layer,
+                                    .expert = experts[i],
+                                    .form = cache->model->form,
+                                    .memory = ahead->memory,
+                                    .file = {.fd = -1}};
     }
     if (find_work(cache).load)
         pthread_cond_signal(&cache->work);
@@ -661,6 +680,7 @@ typedef struct visiting {
     layer_set *set;
     uint32_t layer;
     uint32_t missing, asked; // of cache->missing
+    uint32_t passing;        // of these
     uint32_t collected;      // of cache->wanted
     uint32_t in_group;
     uint64_t first_use; // the number of the first missing one's
@@ -684,8 +704,11 @@ static expert_load *make_load(visiting *v, slot *to)
     // What could not be read ahead is tried again, for the visit to fail with.
     if (!ahead || ahead->load.failed) {
         expert_load *load = &cache->loads[v->asked];
-        *load = (expert_load){
-            .layer = v->layer, .expert = expert, .memory = to->memory, .file = {.fd = -1}};
+        *load = (expert_load){.layer = v->layer,
+                              .expert = expert,
+                              .form = cache->passes[v->asked] ? Q3_FORM_STORED : cache->model->form,
+                              .memory = to->memory,
+                              .file = {.fd = -1}};
         return load;
     }
     if (ahead->load.state != LOAD_NEW) {
@@ -698,6 +721,21 @@ static expert_load *make_load(visiting *v, slot *to)
     return &ahead->load;
 }
 
+static slot *find_passing(const q3_expert_cache *cache)
+{
+    for (unsigned i = 0; i < cache->passing_count; i++)
+        if (!cache->passing[i].busy)
+            return &cache->passing[i];
+    return NULL;
+}
+
+// A slot for the visit's next missing expert, or NULL.
+static slot *find_place(const visiting *v)
+{
+    const q3_expert_cache *cache = v->cache;
+    return cache->passes[v->asked] ? find_passing(cache) : find_slot_to_fill(v->set, cache->visits);
+}
+
 // Asks the readers for as many of the missing experts as there are slots for.
 static void ask(visiting *v)
 {
@@ -705,7 +743,7 @@ static void ask(visiting *v)
     slot *to;
     const uint32_t before = v->asked;
     pthread_mutex_lock(&cache->lock);
-    while (v->asked < v->missing && (to = find_slot_to_fill(v->set, cache->visits))) {
+    while (v->asked < v->missing && (to = find_place(v))) {
         // Until it is read whole, the slot holds nothing that anybody could find.
         to->expert.number = EMPTY;
         to->busy = true;
@@ -834,18 +872,25 @@ static bool record_misses(const visiting *v, q3_error *err)
 }
 
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
-                           uint32_t count, q3_expert_visit *visit, void *context, q3_error *err)
+                           uint32_t count, bool may_pass, q3_expert_visit *visit, void *context,
+                           q3_error *err)
 {
     visiting v = {.cache = cache, .set = &cache->layers[layer], .layer = layer};
     cache->visits++;
     q3_scores_fade(v.set->scores, cache->model->config->num_experts);
+    bool *met = cache->met + (size_t)layer * cache->model->config->num_experts;
     for (uint32_t i = 0; i < count; i++) {
         q3_score_use(&v.set->scores[experts[i]]);
         slot *resident = find_slot(v.set, experts[i]);
-        if (resident)
+        if (resident) {
             add_to_group(&v, resident, ++cache->uses);
-        else
+        } else {
+            const bool passes = may_pass && cache->passing_count && !met[experts[i]];
+            v.passing += passes;
+            cache->passes[v.missing] = passes;
             cache->missing[v.missing++] = experts[i];
+        }
+        met[experts[i]] = true;
     }
     if (!record_misses(&v, err)) {
         for (uint32_t i = 0; i < v.in_group; i++)
@@ -857,6 +902,7 @@ bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_
     pthread_mutex_lock(&cache->lock);
     cache->counts.hits += v.in_group;
     cache->counts.misses += v.missing;
+    cache->counts.passed += v.passing;
     pthread_mutex_unlock(&cache->lock);
     ask(&v);
     bool ok = visit_group(&v, visit, context, err);
@@ -936,7 +982,7 @@ bool q3_expert_cache_replay(q3_expert_cache *cache, const q3_misses *misses, dou
             experts[count++] = misses->list[i++].expert;
         while (i < misses->count && !misses->list[i].first);
         empty_slots(&cache->layers[layer]);
-        ok = q3_expert_cache_visit(cache, layer, experts, count, visit_nothing, NULL, err);
+        ok = q3_expert_cache_visit(cache, layer, experts, count, false, visit_nothing, NULL, err);
     }
     set_only_reads(cache, false);
     free(experts);

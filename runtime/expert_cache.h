@@ -15,6 +15,13 @@
 // the cache calls back with groups of them in the order that suits it: what is resident first,
 // while threads of the cache read what is missing, then that, as it arrives.
 //
+// Where there is room for all experts, one that is asked for the first time passes: it is
+// multiplied with as the pack stores it, in memory that the next one is read to, and forgotten.
+// Only when it is asked for again it gets its slot. To find and clear fresh memory for it, and to
+// make it what the model's form is, takes longer than its first products do, and all that a
+// program's first tokens need is needed for the first time. From then on the page cache has its
+// file.
+//
 // While nothing that was asked for is to be read, the threads read ahead what a layer is expected
 // to need, to memory beside the slots. It comes into a slot when the layer does ask for it, and
 // counts as a miss as ever: which experts are in the slots, hits, misses, and the choice of what
@@ -29,6 +36,7 @@ typedef struct q3_expert_cache q3_expert_cache;
 
 typedef struct q3_expert_counts {
     uint64_t hits, misses;  // experts that a batch needed in a layer: resident, or read
+    uint64_t passed;        // of the misses, those that did not get a slot
     uint64_t bytes_read;    // from the pack files, for the misses
     uint64_t delivered;     // bytes that the readers got, for misses or not
     double reading_seconds; // in which there was something asked for to read, or a reader at work
@@ -38,13 +46,15 @@ typedef struct q3_expert_counts {
     uint64_t ahead, ahead_used, ahead_unused_bytes;
 } q3_expert_counts;
 
-enum { Q3_READERS_MAX = 64, Q3_AHEAD_MAX = 4 };
+enum { Q3_READERS_MAX = 64, Q3_AHEAD_MAX = 4, Q3_PASSING_MAX = 8 };
 
 typedef struct q3_expert_cache_options {
     unsigned readers; // threads that read at the same time, 1 to Q3_READERS_MAX
     bool direct;      // around the page cache
     unsigned ahead;   // experts that may be read ahead, at most Q3_AHEAD_MAX; memory for each is
                       // that of the largest slot
+    unsigned passing; // experts that may pass at the same time, at most Q3_PASSING_MAX, each in
+                      // memory of q3_model_passing_bytes; 0: all get a slot at once
 } q3_expert_cache_options;
 
 // Threads that so many readers take: one more takes what they have read (q3_model_take_expert). And
@@ -68,10 +78,13 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
 void q3_expert_cache_destroy(q3_expert_cache *cache); // NULL is fine
 
 // Calls `visit` with groups of the layer's `experts` (ascending, none twice), each expert once; the
-// matrices are good during that call. Ends with the first failure, of reading or of the visit.
+// matrices are good during that call. If `may_pass`, those that the layer has not had before pass
+// where that is provided for; else all are in their slots afterwards that these have room for. Ends
+// with the first failure, of reading or of the visit.
 typedef bool q3_expert_visit(void *context, const q3_expert *group, uint32_t count, q3_error *err);
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
-                           uint32_t count, q3_expert_visit *visit, void *context, q3_error *err);
+                           uint32_t count, bool may_pass, q3_expert_visit *visit, void *context,
+                           q3_error *err);
 
 // Says which experts the layer will probably need, the likeliest first, in place of what was said
 // of this layer before. Where nothing can be read ahead, nobody need say anything. Reading begins

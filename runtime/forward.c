@@ -1082,7 +1082,8 @@ static bool run_experts(batch_run *run, const q3_observer *observer, q3_error *e
     if (f->trace)
         q3_trace_add(f->trace, s->chosen, s->chosen_count);
     const uint32_t needed = sort_choices(run);
-    if (!q3_expert_cache_visit(f->experts, run->layer, s->needed, needed, visit_group, run, err))
+    if (!q3_expert_cache_visit(f->experts, run->layer, s->needed, needed, true, visit_group, run,
+                               err))
         return false;
     show_experts(run, observer);
     q3_team_run(f->team, combine_task, run, run->count,

@@ -502,10 +502,32 @@ static const q3_set_file *find_expert(const q3_model *model, uint32_t layer, uin
         &(q3_place){.component = Q3_TEXT, .part = Q3_EXPERT, .layer = layer, .expert = expert});
 }
 
-uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert)
+static size_t index_of(const q3_model *model, const q3_set_file *file)
+{
+    return (size_t)(file - model->set.files);
+}
+
+uint64_t q3_model_expert_bytes(const q3_model *model, q3_form form, uint32_t layer, uint32_t expert)
 {
     const q3_set_file *file = find_expert(model, layer, expert);
-    return file ? model->file_bytes[model->form][file - model->set.files] : 0;
+    return file ? model->file_bytes[form][index_of(model, file)] : 0;
+}
+
+uint64_t q3_model_passing_bytes(const q3_model *model)
+{
+    uint64_t most = 0;
+    if (model->form == Q3_FORM_STORED)
+        return 0;
+    for (size_t i = 0; i < model->set.file_count; i++) {
+        if (model->set.files[i].place.component != Q3_TEXT ||
+            model->set.files[i].place.part != Q3_EXPERT)
+            continue;
+        if (model->file_reading[Q3_FORM_STORED][i] != Q3_READING_KEEPS)
+            return 0;
+        if (model->file_bytes[Q3_FORM_STORED][i] > most)
+            most = model->file_bytes[Q3_FORM_STORED][i];
+    }
+    return most;
 }
 
 uint64_t q3_model_expert_file_bytes(const q3_model *model, uint32_t layer, uint32_t expert)
@@ -737,17 +759,12 @@ static bool decode_matrix(const placement *to, const q3_pack *pack, q3_frame_rea
     return q3_reader_tensor(reader, pack, to->tensor, raw, err);
 }
 
-static size_t index_of(const q3_model *model, const q3_set_file *file)
-{
-    return (size_t)(file - model->set.files);
-}
-
 // Where in its memory an expert's file is read to: where it stays, or to the end.
-static uint64_t image_at(const q3_model *model, const q3_set_file *file)
+static uint64_t image_at(const q3_model *model, q3_form form, const q3_set_file *file)
 {
     const size_t index = index_of(model, file);
-    return model->file_reading[model->form][index] == Q3_READING_SHORTENS
-               ? model->file_bytes[model->form][index] - whole_pages(file->size)
+    return model->file_reading[form][index] == Q3_READING_SHORTENS
+               ? model->file_bytes[form][index] - whole_pages(file->size)
                : 0;
 }
 
@@ -756,6 +773,7 @@ static uint64_t image_at(const q3_model *model, const q3_set_file *file)
 struct q3_taking {
     const q3_model *model;
     const q3_set_file *file;
+    q3_form form;
     uint8_t *next; // of the expert's memory, what is not given out
     const uint8_t *image;
     q3_reading reading;
@@ -767,9 +785,9 @@ struct q3_taking {
     uint32_t part, block;    // the next
 };
 
-bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
-                          uint8_t *memory, q3_file *file, uint64_t *image, q3_taking **result,
-                          q3_error *err)
+bool q3_model_open_expert(const q3_model *model, q3_form form, uint32_t layer, uint32_t expert,
+                          bool direct, uint8_t *memory, q3_file *file, uint64_t *image,
+                          q3_taking **result, q3_error *err)
 {
     *file = (q3_file){.fd = -1};
     q3_taking *t = *result = q3_alloc_zeroed(1, sizeof *t, err);
@@ -777,9 +795,10 @@ bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert
         return false;
     t->model = model;
     t->file = find_expert(model, layer, expert);
-    t->reading = model->file_reading[model->form][index_of(model, t->file)];
+    t->form = form;
+    t->reading = model->file_reading[form][index_of(model, t->file)];
     t->pack.file.fd = -1;
-    *image = image_at(model, t->file);
+    *image = image_at(model, form, t->file);
     t->next = memory;
     t->image = memory + *image;
     return t->reading == Q3_READING_DECODES ||
@@ -804,11 +823,11 @@ static bool parse_expert(q3_taking *t, uint64_t arrived, q3_error *err)
               ? q3_model_open_part(model, &file->place, &t->pack, err)
               : q3_set_parse_image(&model->set, file, t->image, arrived, &t->pack, err)))
         return arrived < file->size;
-    if (!place_expert(model->config, model->form, &file->place, &t->pack, &t->to, err))
+    if (!place_expert(model->config, t->form, &file->place, &t->pack, &t->to, err))
         return false;
     // The file may have been replaced since it was measured.
     if (t->to.reading != t->reading ||
-        t->to.bytes != model->file_bytes[model->form][index_of(model, file)])
+        t->to.bytes != model->file_bytes[t->form][index_of(model, file)])
         return q3_fail(err, Q3_MALFORMED, "%s: has changed since the pack was opened",
                        t->pack.file.path);
     in_order(&t->to, &t->pack, t->sorted);

@@ -81,24 +81,29 @@ typedef struct q3_expert {
 // Memory that loading takes.
 uint64_t q3_model_dense_bytes(const q3_model *model);
 
-// Memory that an expert takes, a multiple of a page; 0 when the pack has not got it.
-uint64_t q3_model_expert_bytes(const q3_model *model, uint32_t layer, uint32_t expert);
+// Memory that an expert takes in a form, a multiple of a page; 0 when the pack has not got it.
+uint64_t q3_model_expert_bytes(const q3_model *model, q3_form form, uint32_t layer,
+                               uint32_t expert);
+
+// Memory that any expert takes as it is stored, if the model's form is another one and a product
+// can read all of them so; else 0.
+uint64_t q3_model_passing_bytes(const q3_model *model);
 
 // Memory that a reader's block needs for any expert.
 uint64_t q3_model_block_bytes(const q3_model *model);
 
-// Reading an expert to that much memory, at a multiple of a page, takes steps that several threads
-// can share. Opening gives the file that is to be read, whole, to the memory from *image on, with
-// q3_file_read_piece (around the page cache if `direct`); of an expert that is decoded there is
-// none: *file is a closed one of size 0. Taking verifies every checksum and makes the matrices of
-// the image, as far as it goes with the file's first `arrived` bytes, while others read what comes
-// behind; one call at a time, by any thread. The last call has the file's size for it (that of an
-// expert that is decoded reads it), and only then the expert is one that may be used. The reader
-// has a block of q3_model_block_bytes.
+// Reading an expert, in a form, to that much memory, at a multiple of a page, takes steps that
+// several threads can share. Opening gives the file that is to be read, whole, to the memory from
+// *image on, with q3_file_read_piece (around the page cache if `direct`); of an expert that is
+// decoded there is none: *file is a closed one of size 0. Taking verifies every checksum and makes
+// the matrices of the image, as far as it goes with the file's first `arrived` bytes, while others
+// read what comes behind; one call at a time, by any thread. The last call has the file's size for
+// it (that of an expert that is decoded reads it), and only then the expert is one that may be
+// used. The reader has a block of q3_model_block_bytes.
 typedef struct q3_taking q3_taking;
-bool q3_model_open_expert(const q3_model *model, uint32_t layer, uint32_t expert, bool direct,
-                          uint8_t *memory, q3_file *file, uint64_t *image, q3_taking **taking,
-                          q3_error *err);
+bool q3_model_open_expert(const q3_model *model, q3_form form, uint32_t layer, uint32_t expert,
+                          bool direct, uint8_t *memory, q3_file *file, uint64_t *image,
+                          q3_taking **taking, q3_error *err);
 bool q3_model_take_expert(q3_taking *taking, uint64_t arrived, q3_frame_reader *reader,
                           q3_expert *result, q3_error *err);
 void q3_taking_destroy(q3_taking *taking); // after a failed opening, too; NULL is fine

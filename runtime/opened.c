@@ -74,6 +74,7 @@ static bool make_budget(q3_opened *opened, q3_form form, q3_error *err)
     opened->budget.dense_bytes = q3_model_dense_bytes(&opened->model);
     opened->budget.decodes = decodes_experts(opened);
     opened->budget.readers_bytes = q3_expert_threads_bytes(&opened->model, opened->budget.readers);
+    opened->budget.passing_bytes = q3_model_passing_bytes(&opened->model);
     q3_expert_cache_slots(&opened->model, opened->model.held, opened->slot_bytes);
     return q3_budget_make(&opened->budget, &opened->info.memory, opened->slots, err);
 }
@@ -104,6 +105,7 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
 {
     const q3_config *config = opened->model.config;
     const uint32_t layers = config->num_hidden_layers;
+    uint64_t files;
     opened->slots = q3_alloc(layers, sizeof *opened->slots, err);
     opened->slot_bytes = opened->slots ? q3_alloc(layers, sizeof *opened->slot_bytes, err) : NULL;
     if (!opened->slot_bytes)
@@ -123,6 +125,10 @@ static bool share(q3_opened *opened, const q3_engine_options *options, q3_error 
         // How many a probe will find best is not known yet.
         .readers = q3_expert_threads(options->readers ? options->readers : Q3_PROBE_READERS_MAX),
         .ahead = Q3_AHEAD_MAX,
+        // What is read around the page cache is not in it; and a bias towards what is in memory
+        // would tell what has passed from what has not.
+        .passing = options->io != Q3_IO_DIRECT && options->resident_bias == 0 ? Q3_PASSING_MAX : 0,
+        .file_bytes = q3_opened_expert_files(opened, &files),
         .tokenizer = options->tokenizer,
         .kept_logits = options->kept_logits,
         .memory = options->memory,
@@ -266,8 +272,8 @@ static bool time_taking(const q3_opened *opened, const q3_place *place, uint8_t 
     q3_taking *taking;
     q3_expert expert;
     const q3_model *model = &opened->model;
-    bool ok = q3_model_open_expert(model, place->layer, place->expert, false, memory, &file, &image,
-                                   &taking, err) &&
+    bool ok = q3_model_open_expert(model, model->form, place->layer, place->expert, false, memory,
+                                   &file, &image, &taking, err) &&
               q3_file_read_piece(&file, 0, memory + image, (size_t)file.size, err);
     const double started = q3_now();
     ok = ok && q3_model_take_expert(taking,
@@ -288,7 +294,8 @@ bool q3_opened_probe_taking(const q3_opened *opened, double *seconds, q3_error *
         at++;
     const q3_place *place = &set->files[at].place;
     q3_region region;
-    if (!q3_region_create(q3_model_expert_bytes(&opened->model, place->layer, place->expert),
+    const q3_model *model = &opened->model;
+    if (!q3_region_create(q3_model_expert_bytes(model, model->form, place->layer, place->expert),
                           &region, err))
         return false;
     // The second time the memory is there.

@@ -148,6 +148,10 @@ static void print_plan(const planning *p)
     if (memory->ahead)
         snprintf(note + used, sizeof note - (size_t)used, ", %u ahead", memory->ahead);
     print_memory("experts", memory->experts, note);
+    if (memory->passing) {
+        snprintf(note, sizeof note, "%u experts", memory->passing_experts);
+        print_memory("passing", memory->passing, note);
+    }
     print_memory("in all", memory->total, "");
     print_memory("budget", memory->budget, "");
     print_memory("minimum", memory->minimum, "1 a layer");
@@ -187,6 +191,7 @@ static void put_memory(const q3_memory_plan *memory, q3_json_writer *json)
     q3_json_put_u64(json, "kv_cache", memory->kv_cache);
     q3_json_put_u64(json, "scratch", memory->scratch);
     q3_json_put_u64(json, "experts", memory->experts);
+    q3_json_put_u64(json, "passing", memory->passing);
     q3_json_put_u64(json, "total", memory->total);
     q3_json_put_u64(json, "budget", memory->budget);
     q3_json_put_u64(json, "minimum", memory->minimum);

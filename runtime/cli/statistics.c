@@ -35,6 +35,7 @@ static q3_engine_statistics counts_since(const q3_loaded *loaded, const q3_run_s
     counts.batches -= run->before.batches;
     counts.expert_hits -= run->before.expert_hits;
     counts.expert_misses -= run->before.expert_misses;
+    counts.experts_passed -= run->before.experts_passed;
     counts.expert_bytes -= run->before.expert_bytes;
     counts.expert_seconds -= run->before.expert_seconds;
     counts.embedding_bytes -= run->before.embedding_bytes;
@@ -87,6 +88,7 @@ void q3_statistics_put(const q3_loaded *loaded, const q3_run_statistics *run, q3
                        rate(run->answer_tokens, run->answer_seconds));
     q3_json_put_u64(json, "expert_hits", counts.expert_hits);
     q3_json_put_u64(json, "expert_misses", counts.expert_misses);
+    q3_json_put_u64(json, "experts_passed", counts.experts_passed);
     q3_json_put_u64(json, "expert_bytes_read", counts.expert_bytes);
     q3_json_put_double(json, "expert_seconds", counts.expert_seconds);
     q3_json_put_u64(json, "embedding_bytes_read", counts.embedding_bytes);
@@ -140,6 +142,9 @@ static void show_text(const q3_loaded *loaded, const q3_run_statistics *run)
     fprintf(stderr, "experts  %s hits, %s misses (%.1f %% hits)\n",
             q3_grouped(counts.expert_hits, a), q3_grouped(counts.expert_misses, b),
             needed ? 100.0 * (double)counts.expert_hits / (double)needed : 100.0);
+    if (counts.experts_passed)
+        fprintf(stderr, "         %s at their first use, not kept\n",
+                q3_grouped(counts.experts_passed, a));
     fprintf(stderr, "read     %s in %.2f s\n", q3_human_bytes(counts.expert_bytes, a),
             counts.expert_seconds);
     fprintf(stderr, "         %s, %u reader%s%s\n", q3_io_mode_name(info->io), info->readers,

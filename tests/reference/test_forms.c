@@ -354,8 +354,8 @@ static void take_in_pages(const q3_model *model, uint32_t at, bool grows, q3_fra
     q3_file file;
     uint64_t image;
     q3_taking *taking;
-    assert_ok(q3_model_open_expert(model, at / EXPERTS, at % EXPERTS, false, memory, &file, &image,
-                                   &taking, &error));
+    assert_ok(q3_model_open_expert(model, model->form, at / EXPERTS, at % EXPERTS, false, memory,
+                                   &file, &image, &taking, &error));
     if (grows) {
         uint8_t more[8192];
         memset(more, 0xff, sizeof more);
@@ -384,7 +384,8 @@ static void count_kinds(const char *pack, unsigned counts[Q3_BLOCK_FRAME + 1])
     for (uint32_t i = 0; i < q3_matrix_blocks(&model.lm_head); i++)
         counts[model.lm_head.blocks[i].kind]++;
     for (uint32_t at = 0; at < LAYERS * EXPERTS; at++) {
-        const uint64_t bytes = q3_model_expert_bytes(&model, at / EXPERTS, at % EXPERTS);
+        const uint64_t bytes =
+            q3_model_expert_bytes(&model, model.form, at / EXPERTS, at % EXPERTS);
         uint8_t *memory = aligned_alloc(4096, bytes);
         q3_expert expert;
         assert_non_null(memory);
@@ -492,7 +493,8 @@ static void test_growing_files(void **state)
         size_t size;
         char *content = q3_test_read(path, &size);
         model.form = in_pieces[i % 2];
-        const uint64_t bytes = q3_model_expert_bytes(&model, at / EXPERTS, at % EXPERTS);
+        const uint64_t bytes =
+            q3_model_expert_bytes(&model, model.form, at / EXPERTS, at % EXPERTS);
         uint8_t *expected = aligned_alloc(4096, bytes), *memory = aligned_alloc(4096, bytes);
         q3_expert one, other;
         assert_true(expected && memory);

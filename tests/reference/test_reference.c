@@ -577,13 +577,18 @@ static void test_budget(void **state)
     static const struct {
         q3_engine_weights weights;
         uint64_t slot;
-    } raw[] = {{Q3_WEIGHTS_STORED, STORED_SLOT}, {Q3_WEIGHTS_BF12, BF12_SLOT}};
+        unsigned passing;
+    } raw[] = {{Q3_WEIGHTS_STORED, STORED_SLOT, 0}, {Q3_WEIGHTS_BF12, BF12_SLOT, 8}};
     q3_engine *engine;
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++) {
         engine =
             open_engine(raw_pack, (q3_engine_options){.threads = 2, .weights = raw[i].weights});
-        assert_int_equal(q3_engine_describe(engine)->memory.experts,
-                         (uint64_t)LAYERS * EXPERTS * raw[i].slot);
+        const q3_memory_plan *plan = &q3_engine_describe(engine)->memory;
+        assert_int_equal(plan->experts, (uint64_t)LAYERS * EXPERTS * raw[i].slot);
+        assert_int_equal(plan->passing_experts, raw[i].passing);
+        assert_int_equal(plan->passing, raw[i].passing * STORED_SLOT);
+        assert_int_equal(plan->total,
+                         plan->minimum + plan->experts / EXPERTS * (EXPERTS - 1) + plan->passing);
         q3_engine_close(engine);
     }
     q3_engine_options options = {.threads = 2, .weights = Q3_WEIGHTS_PLAIN};
@@ -595,6 +600,8 @@ static void test_budget(void **state)
     assert_int_equal(all.slots_min, EXPERTS);
     assert_int_equal(all.slots_max, EXPERTS);
     assert_int_equal(all.memory.kv_cache, (uint64_t)LAYERS * 2 * 2 * 4096 * 32 * sizeof(float));
+    // zstd is not what a product can read: nothing passes.
+    assert_int_equal(all.memory.passing, 0);
     assert_int_equal(all.memory.minimum + experts_bytes / EXPERTS * (EXPERTS - 1),
                      all.memory.total);
     options.memory = all.memory.minimum;
@@ -617,25 +624,35 @@ static void test_budget(void **state)
     assert_non_null(strstr(error.message, expected));
 }
 
+// The same token again and again: its experts pass, are read to be kept, and are there.
 static void test_counts(void **state)
 {
     (void)state;
-    q3_engine *engine = open_engine(raw_pack, (q3_engine_options){.threads = 1});
-    q3_session *session = create_session(engine);
-    feed(session, (const uint32_t[]){282}, 1, NULL);
-    q3_engine_statistics counts = q3_engine_count(engine);
-    assert_int_equal(counts.tokens, 1);
-    assert_int_equal(counts.expert_hits, 0);
-    assert_int_equal(counts.expert_misses, LAYERS * TOP_K);
-    assert_int_equal(counts.expert_bytes, LAYERS * TOP_K * RAW_FILE);
-    q3_session_truncate(session, 0);
-    feed(session, (const uint32_t[]){282}, 1, NULL);
-    counts = q3_engine_count(engine);
-    assert_int_equal(counts.tokens, 2);
-    assert_int_equal(counts.expert_hits, LAYERS * TOP_K);
-    assert_int_equal(counts.expert_misses, LAYERS * TOP_K);
-    q3_session_destroy(session);
-    q3_engine_close(engine);
+    enum { EACH = LAYERS * TOP_K };
+    static const struct {
+        q3_io_mode io;
+        unsigned passed, misses, hits; // after so many times, of EACH
+    } expected[2][3] = {
+        {{Q3_IO_AUTO, 1, 1, 0}, {Q3_IO_AUTO, 1, 2, 0}, {Q3_IO_AUTO, 1, 2, 1}},
+        {{Q3_IO_DIRECT, 0, 1, 0}, {Q3_IO_DIRECT, 0, 1, 1}, {Q3_IO_DIRECT, 0, 1, 2}},
+    };
+    for (unsigned i = 0; i < 2; i++) {
+        q3_engine *engine =
+            open_engine(raw_pack, (q3_engine_options){.threads = 1, .io = expected[i][0].io});
+        q3_session *session = create_session(engine);
+        for (unsigned j = 0; j < 3; j++) {
+            q3_session_truncate(session, 0);
+            feed(session, (const uint32_t[]){282}, 1, NULL);
+            const q3_engine_statistics counts = q3_engine_count(engine);
+            assert_int_equal(counts.tokens, j + 1);
+            assert_int_equal(counts.experts_passed, expected[i][j].passed * EACH);
+            assert_int_equal(counts.expert_misses, expected[i][j].misses * EACH);
+            assert_int_equal(counts.expert_hits, expected[i][j].hits * EACH);
+            assert_int_equal(counts.expert_bytes, counts.expert_misses * RAW_FILE);
+        }
+        q3_session_destroy(session);
+        q3_engine_close(engine);
+    }
 }
 
 // ---- the last layer ----

@@ -126,6 +126,58 @@ static void what_is_available(void **state)
     assert_int_equal(error.code, Q3_REFUSED);
 }
 
+// Experts pass where all have a slot, if the budget has room for what they pass through, and the
+// page cache for their files.
+static void what_passes(void **state)
+{
+    (void)state;
+    enum { PASSING = 8, PASSING_BYTES = 6 << 20 };
+    const uint64_t files = (uint64_t)LAYERS * EXPERTS * PASSING_BYTES;
+    q3_error error;
+    q3_budget_request request = make_request();
+    request.passing = PASSING;
+    request.passing_bytes = PASSING_BYTES;
+    request.file_bytes = files;
+    request.memory = UINT64_C(1) << 50;
+    request.available = UINT64_C(1) << 50;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    const uint64_t total = plan.total, fixed = total - plan.experts - plan.passing;
+    assert_int_equal(plan.passing_experts, PASSING);
+    assert_int_equal(plan.passing, PASSING * PASSING_BYTES);
+    assert_int_equal(plan.experts, (uint64_t)LAYERS * EXPERTS * EXPERT_BYTES);
+    const struct {
+        uint64_t memory, available;
+        unsigned passing;
+        uint32_t slots;
+    } cases[] = {
+        {total, total + files, PASSING, EXPERTS},
+        {total - 1, total + files, 0, EXPERTS},
+        {total, total + files - 1, 0, EXPERTS},
+        {total, total - 1, 0, EXPERTS},
+        {fixed + plan.experts, total + files, 0, EXPERTS},
+        {fixed + plan.experts - 1, total + files, 0, EXPERTS - 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        request.memory = cases[i].memory;
+        request.available = cases[i].available;
+        assert_true(q3_budget_make(&request, &plan, slots, &error));
+        assert_int_equal(plan.passing_experts, cases[i].passing);
+        assert_int_equal(plan.passing, cases[i].passing * PASSING_BYTES);
+        assert_int_equal(slots[0], cases[i].slots);
+        assert_int_equal(plan.total, fixed + plan.experts + plan.passing);
+    }
+    // All that may be chosen have one in a smaller pool, too; and what no product can read as it is
+    // stored does not pass.
+    request.memory = request.available = UINT64_C(1) << 50;
+    for (unsigned i = 0; i < LAYERS; i++)
+        pool_count[i] = i % 2 ? 8 : 16;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.passing_experts, PASSING);
+    request.passing_bytes = 0;
+    assert_true(q3_budget_make(&request, &plan, slots, &error));
+    assert_int_equal(plan.passing_experts, 0);
+}
+
 // The largest batch for whose scratch, beyond that of the least, a 32nd of the budget has room.
 static void batches(void **state)
 {
@@ -189,7 +241,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(all_fits),     cmocka_unit_test(given_budget),
         cmocka_unit_test(uneven_pools), cmocka_unit_test(what_is_available),
-        cmocka_unit_test(batches),      cmocka_unit_test(totals),
+        cmocka_unit_test(what_passes),  cmocka_unit_test(batches),
+        cmocka_unit_test(totals),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
