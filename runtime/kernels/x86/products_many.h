@@ -334,23 +334,25 @@ static void finish_tile(const long_sums *tile, size_t vectors, size_t rows, floa
         }
 }
 
-// Packed rows and a group of vectors. What comes next is fetched meanwhile.
+// Packed rows and a group of vectors. What comes next is fetched meanwhile, for each place a part:
+// where more lines are asked for at once than a core waits for (16 from Ice Lake on), loads wait
+// too.
 static void multiply_packed(const packed *weights, size_t rows, const float *const *x,
                             size_t vectors, float *const *y, size_t first, q3_next next)
 {
     long_sums levels[LEVELS][GROUP_TILES];
     const size_t tiles = (vectors + LONG_VECTORS - 1) / LONG_VECTORS;
-    const size_t each = (next.bytes / (WIDTH * tiles) + 63) / 64 * 64;
+    const size_t each = (next.bytes / (2 * WIDTH * tiles) + 63) / 64 * 64;
     const char *fetch = next.data;
     for (unsigned lane = 0; lane < WIDTH; lane++)
         for (size_t i = 0; i < tiles; i++) {
             const size_t v = tile_begin(vectors, tiles, i);
-            for (size_t byte = 0; byte < each; byte += 64)
-                _mm_prefetch(fetch + byte, _MM_HINT_T0);
-            fetch += each;
             add_place_some *add = add_place_of[tile_begin(vectors, tiles, i + 1) - v];
-            add(weights, x + v, 2 * lane, &levels[0][i], GROUP_TILES);
-            add(weights, x + v, 2 * lane + 1, &levels[0][i], GROUP_TILES);
+            for (unsigned odd = 0; odd < 2; odd++, fetch += each) {
+                for (size_t byte = 0; byte < each; byte += 64)
+                    _mm_prefetch(fetch + byte, _MM_HINT_T0);
+                add(weights, x + v, 2 * lane + odd, &levels[0][i], GROUP_TILES);
+            }
         }
     for (size_t i = 0; i < tiles; i++) {
         const size_t v = tile_begin(vectors, tiles, i);
