@@ -334,9 +334,9 @@ static void finish_tile(const long_sums *tile, size_t vectors, size_t rows, floa
         }
 }
 
-// Packed rows and a group of vectors. What comes next is fetched meanwhile, for each place a part:
-// where more lines are asked for at once than a core waits for (16 from Ice Lake on), loads wait
-// too.
+// Packed rows and a group of vectors. What comes next is fetched meanwhile to the second cache, as
+// the first has no room for it; for each place a part, because more lines at once than a core can
+// wait for (16 from Ice Lake on) make all loads wait.
 static void multiply_packed(const packed *weights, size_t rows, const float *const *x,
                             size_t vectors, float *const *y, size_t first, q3_next next)
 {
@@ -350,7 +350,7 @@ static void multiply_packed(const packed *weights, size_t rows, const float *con
             add_place_some *add = add_place_of[tile_begin(vectors, tiles, i + 1) - v];
             for (unsigned odd = 0; odd < 2; odd++, fetch += each) {
                 for (size_t byte = 0; byte < each; byte += 64)
-                    _mm_prefetch(fetch + byte, _MM_HINT_T0);
+                    _mm_prefetch(fetch + byte, _MM_HINT_T1);
                 add(weights, x + v, 2 * lane + odd, &levels[0][i], GROUP_TILES);
             }
         }
