@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// From a bf12 group to its weights, with AVX-512 (BW).
+// From a bf12 group to its weights, with AVX-512 (BW, VBMI).
 #ifndef Q3_KERNELS_X86_BF12_AVX512_H
 #define Q3_KERNELS_X86_BF12_AVX512_H
 
@@ -14,10 +14,11 @@ static inline bf12_table bf12_load_table(const uint8_t *high_bytes)
     return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)high_bytes));
 }
 
-// High bytes for the lower nibbles of some bytes, and for the upper ones.
+// High bytes for the lower nibbles of some bytes, and for the upper ones. The table repeats every
+// 16 bytes, so that it does not matter which two bits are above a nibble.
 static inline __m512i bf12_high_of_lower(__m512i nibbles, bf12_table table)
 {
-    return _mm512_shuffle_epi8(table, _mm512_and_si512(nibbles, _mm512_set1_epi8(15)));
+    return _mm512_permutexvar_epi8(nibbles, table);
 }
 
 static inline __m512i bf12_high_of_upper(__m512i nibbles, bf12_table table)
