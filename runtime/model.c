@@ -619,10 +619,24 @@ static bool check_block(const q3_pack *pack, const q3_pack_tensor *tensor, uint3
            fail_frame(pack, tensor, index, &reason, err);
 }
 
+// What is read frame by frame leaves the disk without work while frames are decoded: so many are
+// always on the way, some MiB.
+enum { FRAMES_AHEAD = 32 };
+
+static void prefetch_frame(const matrix_load *load, uint32_t index)
+{
+    const q3_pack_tensor *tensor = load->to.tensor;
+    if (index >= tensor->frame_count)
+        return;
+    const q3_frame *frame = &load->pack->frames[tensor->first_frame + index];
+    q3_file_prefetch(&load->pack->file, frame->offset, frame->stored_bytes);
+}
+
 static bool load_frame(void *context, uint32_t index, q3_frame_reader *reader, q3_error *err)
 {
     const matrix_load *load = context;
     const q3_pack_tensor *tensor = load->to.tensor;
+    prefetch_frame(load, index + FRAMES_AHEAD);
     if (load->to.reading == Q3_READING_DECODES)
         return q3_reader_frame(reader, load->pack, tensor, index,
                                load->raw + (size_t)index * tensor->frame_bytes, err);
@@ -661,6 +675,8 @@ static bool load_role(q3_model *model, role which, const q3_place *place, const 
                 block_of(frame, q3_region_take(&model->dense, room_for(&load.to, frame)));
         }
     }
+    for (uint32_t i = 0; i < FRAMES_AHEAD; i++)
+        prefetch_frame(&load, i);
     if (!q3_team_try(team, load_frame, &load, tensor->frame_count, err))
         return false;
     *matrix = matrix_of(&load.to, load.blocks);
@@ -705,30 +721,10 @@ static bool load_layer(q3_model *model, uint32_t index, const q3_team *team, q3_
     return true;
 }
 
-// What is read frame by frame leaves the disk without work while a frame is decoded.
-static bool prefetch_dense(const q3_model *model, q3_error *err)
-{
-    for (size_t i = 0; i < model->set.file_count; i++) {
-        q3_file file;
-        char name[Q3_PLACE_PATH_MAX];
-        if (model->file_bytes[model->form][i] == 0 || model->set.files[i].place.part == Q3_EXPERT)
-            continue;
-        char *path = q3_set_path(&model->set, q3_place_path(&model->set.files[i].place, name), err);
-        const bool ok = path && q3_file_open(path, &file, err);
-        free(path);
-        if (!ok)
-            return false;
-        q3_file_prefetch(&file);
-        q3_file_close(&file);
-    }
-    return true;
-}
-
 bool q3_model_load(q3_model *model, const q3_team *team, q3_error *err)
 {
     q3_matrix by_role[ROLES];
-    if (!q3_region_create(q3_model_dense_bytes(model), &model->dense, err) ||
-        !prefetch_dense(model, err))
+    if (!q3_region_create(q3_model_dense_bytes(model), &model->dense, err))
         return false;
     for (uint32_t i = 0; i < model->config->num_hidden_layers; i++)
         if (!q3_check_interrupt(err) || !load_layer(model, i, team, err))

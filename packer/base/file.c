@@ -83,10 +83,10 @@ bool q3_file_open_whole(const char *path, bool direct, q3_file *file, q3_error *
     return q3_file_open(path, file, err);
 }
 
-void q3_file_prefetch(const q3_file *file)
+void q3_file_prefetch(const q3_file *file, uint64_t offset, uint64_t size)
 {
     // Where the system cannot, nothing is lost.
-    (void)posix_fadvise(file->fd, 0, 0, POSIX_FADV_WILLNEED);
+    (void)posix_fadvise(file->fd, (off_t)offset, (off_t)size, POSIX_FADV_WILLNEED);
 }
 
 void q3_file_close(q3_file *file)

@@ -23,8 +23,10 @@ bool q3_file_open(const char *path, q3_file *file, q3_error *err);
 // Closes it; a zeroed or closed q3_file is fine.
 void q3_file_close(q3_file *file);
 
-// Has the system begin to read all of the file, which will be wanted soon.
-void q3_file_prefetch(const q3_file *file);
+// Has the system begin to read a part of the file that will be wanted soon. Linux begins with no
+// more than the device takes at once, 128 KiB or some MiB: more is to be asked for in several
+// parts.
+void q3_file_prefetch(const q3_file *file, uint64_t offset, uint64_t size);
 
 // Reads exactly size bytes from offset on.
 bool q3_file_read(const q3_file *file, uint64_t offset, void *data, size_t size, q3_error *err);
