@@ -680,7 +680,7 @@ typedef struct visiting {
     layer_set *set;
     uint32_t layer;
     uint32_t missing, asked; // of cache->missing
-    uint32_t passing;        // of these
+    uint32_t passing;        // of the missing
     uint32_t collected;      // of cache->wanted
     uint32_t in_group;
     uint64_t first_use; // the number of the first missing one's
