@@ -224,18 +224,46 @@ typedef struct long_sums {
     floats of[LONG_VECTORS * 2];
 } long_sums;
 
-ALWAYS_INLINE void add_blocks(const uint16_t *weights, const float *const *x, size_t at,
-                              unsigned vectors, bool is_odd, floats *sum)
+// Two registers of weights with a number of each vector.
+ALWAYS_INLINE void add_numbers(floats above, floats below, const float *const *x, size_t at,
+                               unsigned vectors, floats *sum)
 {
-    const pairs first = load_pairs(weights), second = load_pairs(weights + BLOCK);
-    const floats above = is_odd ? odd(first) : even(first);
-    const floats below = is_odd ? odd(second) : even(second);
     UNROLL
     for (unsigned v = 0; v < vectors; v++) {
         const floats number = set_all(x[v][at]);
         sum[2 * v] = multiply_add(above, number, sum[2 * v]);
         sum[2 * v + 1] = multiply_add(below, number, sum[2 * v + 1]);
     }
+}
+
+// What a tile makes of a place of each block: weights of pairs, which become float32, or such ones.
+typedef enum tile_kind {
+    ONLY_TILE,
+    FIRST_TILE, // leaves its weights as float32 to the others
+    OTHER_TILE,
+} tile_kind;
+
+ALWAYS_INLINE void sum_pairs(const pairs *pair, const float *const *x, size_t blocks,
+                             unsigned vectors, bool is_odd, bool leaves, floats *wide, floats *sum)
+{
+    UNROLL_BY(2)
+    for (size_t i = 0; i < blocks; i++) {
+        const floats above = is_odd ? odd(pair[2 * i]) : even(pair[2 * i]);
+        const floats below = is_odd ? odd(pair[2 * i + 1]) : even(pair[2 * i + 1]);
+        if (leaves) {
+            wide[2 * i] = above;
+            wide[2 * i + 1] = below;
+        }
+        add_numbers(above, below, x, i, vectors, sum);
+    }
+}
+
+ALWAYS_INLINE void sum_wide(const floats *wide, const float *const *x, size_t blocks,
+                            unsigned vectors, floats *sum)
+{
+    UNROLL_BY(2)
+    for (size_t i = 0; i < blocks; i++)
+        add_numbers(wide[2 * i], wide[2 * i + 1], x, i, vectors, sum);
 }
 
 // The place that comes as number `turn` in the tree: the odd numbers of a lane follow the even
@@ -248,12 +276,13 @@ static inline unsigned place_of(unsigned turn)
 
 // Adds what the weights of one place give with the numbers of the vectors there to a tile's tree:
 // levels[l * stride] is the sum of 2^l places that waits for the next such one.
-ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsigned turn,
-                             unsigned vectors, long_sums *levels, size_t stride)
+ALWAYS_INLINE void add_place(const packed *weights, tile_kind kind, floats *wide,
+                             const float *const *x, unsigned turn, unsigned vectors,
+                             long_sums *levels, size_t stride)
 {
     const size_t blocks = weights->blocks;
     const unsigned place = place_of(turn);
-    const uint16_t *pair = (const uint16_t *)(weights->pairs + place / 2 * weights->stride);
+    const pairs *pair = weights->pairs + place / 2 * weights->stride;
     floats sum[LONG_VECTORS * 2];
     const float *from[LONG_VECTORS];
     UNROLL
@@ -261,15 +290,12 @@ ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsig
         from[v] = x[v] + place * blocks;
         sum[2 * v] = sum[2 * v + 1] = zero();
     }
-    if (place % 2) {
-        UNROLL_BY(2)
-        for (size_t i = 0; i < blocks; i++)
-            add_blocks(pair + i * 2 * BLOCK, from, i, vectors, true, sum);
-    } else {
-        UNROLL_BY(2)
-        for (size_t i = 0; i < blocks; i++)
-            add_blocks(pair + i * 2 * BLOCK, from, i, vectors, false, sum);
-    }
+    if (kind == OTHER_TILE)
+        sum_wide(wide, from, blocks, vectors, sum);
+    else if (place % 2)
+        sum_pairs(pair, from, blocks, vectors, true, kind == FIRST_TILE, wide, sum);
+    else
+        sum_pairs(pair, from, blocks, vectors, false, kind == FIRST_TILE, wide, sum);
     for (; turn % 2; turn /= 2, levels += stride) {
         UNROLL
         for (unsigned n = 0; n < 2 * vectors; n++)
@@ -280,37 +306,46 @@ ALWAYS_INLINE void add_place(const packed *weights, const float *const *x, unsig
         levels->of[n] = sum[n];
 }
 
-typedef void add_place_some(const packed *weights, const float *const *x, unsigned turn,
-                            long_sums *levels, size_t stride);
+typedef void add_place_some(const packed *weights, floats *wide, const float *const *x,
+                            unsigned turn, long_sums *levels, size_t stride);
 
-#define ADD_PLACE(vectors)                                                                       \
-    static void add_place_##vectors(const packed *weights, const float *const *x, unsigned turn, \
-                                    long_sums *levels, size_t stride)                            \
-    {                                                                                            \
-        add_place(weights, x, turn, vectors, levels, stride);                                    \
+#define ADD_PLACE(name, kind, vectors)                                                       \
+    static void name##_##vectors(const packed *weights, floats *wide, const float *const *x, \
+                                 unsigned turn, long_sums *levels, size_t stride)            \
+    {                                                                                        \
+        add_place(weights, kind, wide, x, turn, vectors, levels, stride);                    \
     }
+#define ADD_PLACES(vectors)                         \
+    ADD_PLACE(add_only_place, ONLY_TILE, vectors)   \
+    ADD_PLACE(add_first_place, FIRST_TILE, vectors) \
+    ADD_PLACE(add_other_place, OTHER_TILE, vectors)
 
-ADD_PLACE(1)
-ADD_PLACE(2)
-ADD_PLACE(3)
-ADD_PLACE(4)
-ADD_PLACE(5)
-ADD_PLACE(6)
+ADD_PLACES(1)
+ADD_PLACES(2)
+ADD_PLACES(3)
+ADD_PLACES(4)
+ADD_PLACES(5)
+ADD_PLACES(6)
 #if WIDTH == 16
-ADD_PLACE(7)
-ADD_PLACE(8)
-ADD_PLACE(9)
-ADD_PLACE(10)
-ADD_PLACE(11)
-ADD_PLACE(12)
+ADD_PLACES(7)
+ADD_PLACES(8)
+ADD_PLACES(9)
+ADD_PLACES(10)
+ADD_PLACES(11)
+ADD_PLACES(12)
 #endif
 
-static add_place_some *const add_place_of[] = {
-    [1] = add_place_1,   [2] = add_place_2,   [3] = add_place_3,
-    [4] = add_place_4,   [5] = add_place_5,   [6] = add_place_6,
+// By the number of vectors and the kind of tile.
+#define PLACES_OF(vectors)                                                             \
+    {                                                                                  \
+        add_only_place_##vectors, add_first_place_##vectors, add_other_place_##vectors \
+    }
+static add_place_some *const add_place_of[][3] = {
+    [1] = PLACES_OF(1),   [2] = PLACES_OF(2),   [3] = PLACES_OF(3),
+    [4] = PLACES_OF(4),   [5] = PLACES_OF(5),   [6] = PLACES_OF(6),
 #if WIDTH == 16
-    [7] = add_place_7,   [8] = add_place_8,   [9] = add_place_9,
-    [10] = add_place_10, [11] = add_place_11, [12] = add_place_12,
+    [7] = PLACES_OF(7),   [8] = PLACES_OF(8),   [9] = PLACES_OF(9),
+    [10] = PLACES_OF(10), [11] = PLACES_OF(11), [12] = PLACES_OF(12),
 #endif
 };
 
@@ -342,17 +377,17 @@ static void multiply_packed(const packed *weights, size_t rows, const float *con
 {
     long_sums levels[LEVELS][GROUP_TILES];
     const size_t tiles = (vectors + LONG_VECTORS - 1) / LONG_VECTORS;
+    floats wide[2 * (MANY_COLUMNS / BLOCK)];
     const size_t each = (next.bytes / (2 * WIDTH * tiles) + 63) / 64 * 64;
     const char *fetch = next.data;
-    for (unsigned lane = 0; lane < WIDTH; lane++)
-        for (size_t i = 0; i < tiles; i++) {
+    for (unsigned turn = 0; turn < 2 * WIDTH; turn++)
+        for (size_t i = 0; i < tiles; i++, fetch += each) {
+            const tile_kind kind = tiles == 1 ? ONLY_TILE : i == 0 ? FIRST_TILE : OTHER_TILE;
             const size_t v = tile_begin(vectors, tiles, i);
-            add_place_some *add = add_place_of[tile_begin(vectors, tiles, i + 1) - v];
-            for (unsigned odd = 0; odd < 2; odd++, fetch += each) {
-                for (size_t byte = 0; byte < each; byte += 64)
-                    _mm_prefetch(fetch + byte, _MM_HINT_T1);
-                add(weights, x + v, 2 * lane + odd, &levels[0][i], GROUP_TILES);
-            }
+            const size_t some = tile_begin(vectors, tiles, i + 1) - v;
+            for (size_t byte = 0; byte < each; byte += 64)
+                _mm_prefetch(fetch + byte, _MM_HINT_T1);
+            add_place_of[some][kind](weights, wide, x + v, turn, &levels[0][i], GROUP_TILES);
         }
     for (size_t i = 0; i < tiles; i++) {
         const size_t v = tile_begin(vectors, tiles, i);
