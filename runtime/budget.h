@@ -37,7 +37,8 @@ typedef struct q3_budget_request {
 // no more than a 32nd of the budget, which would else hold experts.
 uint32_t q3_budget_batch(const q3_budget_request *request);
 
-// The plan's sum with so many slots a layer (fewer where a layer has fewer experts).
+// The plan's sum with so many slots a layer (fewer where a layer has fewer experts), without memory
+// for what is read ahead or passes.
 uint64_t q3_budget_total(const q3_budget_request *request, uint32_t slots);
 
 // Fills the plan, and slots[layer]. A budget in which not one expert a layer fits is Q3_REFUSED.

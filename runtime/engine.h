@@ -61,7 +61,8 @@ typedef struct q3_engine_options {
     float pool_bias;
     const char *router_bias; // a file of biases (see router_bias.h), or NULL
     // Added to the logits of the experts that are in memory, for the choice only; 0 for none. With
-    // it the results do depend on the budget, on what was fed before, and on how it was cut.
+    // it the results do depend on the budget, on what was fed before, and on how it was cut. No
+    // expert passes then.
     float resident_bias;
 } q3_engine_options;
 

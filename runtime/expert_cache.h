@@ -2,7 +2,8 @@
 //
 // The experts in memory: for each layer a set of slots of its own (a token sweeps all the layers,
 // so one set for all of them would forget each layer before it comes round again). The expert with
-// the lowest score of expert_score.h goes first; replay.h does the same without a model. Against
+// the lowest score of expert_score.h goes first; replay.h does the same without a model, but that
+// nothing passes (below). Against
 // least recently used, on conversations and stories recorded from the small test model (128
 // experts, top 8), this finds 1 to 7 more experts of 100 in memory at 12 to 24 slots and 2 to 14 at
 // 32 to 64; on single short texts it is within one of it. Which is better on other models, a trace
@@ -78,9 +79,9 @@ bool q3_expert_cache_create(const q3_model *model, const q3_expert_cache_options
 void q3_expert_cache_destroy(q3_expert_cache *cache); // NULL is fine
 
 // Calls `visit` with groups of the layer's `experts` (ascending, none twice), each expert once; the
-// matrices are good during that call. If `may_pass`, those that the layer has not had before pass
-// where that is provided for; else all are in their slots afterwards that these have room for. Ends
-// with the first failure, of reading or of the visit.
+// matrices are good during that call. If `may_pass`, those that the layer has not been asked for
+// before pass where that is provided for; else all are in their slots afterwards that these have
+// room for. Ends with the first failure, of reading or of the visit.
 typedef bool q3_expert_visit(void *context, const q3_expert *group, uint32_t count, q3_error *err);
 bool q3_expert_cache_visit(q3_expert_cache *cache, uint32_t layer, const uint32_t *experts,
                            uint32_t count, bool may_pass, q3_expert_visit *visit, void *context,

@@ -619,8 +619,8 @@ static bool check_block(const q3_pack *pack, const q3_pack_tensor *tensor, uint3
            fail_frame(pack, tensor, index, &reason, err);
 }
 
-// What is read frame by frame leaves the disk without work while frames are decoded: so many are
-// always on the way, some MiB.
+// What is read frame by frame leaves the disk without work while frames are decoded: so many of the
+// matrix are on the way, some MiB.
 enum { FRAMES_AHEAD = 32 };
 
 static void prefetch_frame(const matrix_load *load, uint32_t index)
@@ -652,8 +652,8 @@ static bool load_frame(void *context, uint32_t index, q3_frame_reader *reader, q
            check_block(load->pack, tensor, index, &load->blocks[index], err);
 }
 
-// Reads a matrix of an opened file, its frames on all threads. *values becomes the first block's
-// data: for a vector that is all of it.
+// Reads a matrix of an opened file, its frames on all threads. For a vector, the first block's data
+// is all of it.
 static bool load_role(q3_model *model, role which, const q3_place *place, const q3_pack *pack,
                       const q3_team *team, q3_matrix *matrix, q3_error *err)
 {

@@ -13,7 +13,8 @@
 // fastest to multiply with by one vector; a block with too many exceptions stays as the pack stores
 // it. Stored: as the pack stores them (matrix.h) where a product can read that, which is plain and
 // bit-plane frames of whole rows; the smallest, and the slowest. Plain: bf16, a third larger than
-// bf12. Rows that a form cannot take are plain.
+// bf12. Rows that a form cannot take are plain. An expert that passes (expert_cache.h) is stored,
+// whatever the form is.
 #ifndef Q3_RUNTIME_MODEL_H
 #define Q3_RUNTIME_MODEL_H
 
@@ -48,7 +49,7 @@ typedef struct q3_model {
     q3_matrix lm_head;
     bool *held;          // [layer][expert]: which experts the pack has; at least one in every layer
     uint64_t held_count; // in all layers
-    q3_form form;        // what the functions below are about; stored until it is set
+    q3_form form;        // of the dense weights, and of experts that stay; stored until it is set
     // For each form, and each file of the set: memory that its matrices take, and what becomes of
     // an expert.
     uint64_t *file_bytes[Q3_FORMS];

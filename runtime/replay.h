@@ -14,7 +14,8 @@ typedef enum q3_policy {
     Q3_POLICY_LRU,
     // Gives up the one with the lowest score of expert_score.h, among equals the least recently
     // used; experts of the batch in hand go after all others, in the order of use. What
-    // expert_cache.h does, exactly.
+    // expert_cache.h does, exactly; but where all experts fit, it reads one again when it is used
+    // the second time.
     Q3_POLICY_LRFU,
     // Knows the future: of what was there and what was read, keeps what is needed soonest. No
     // policy has more hits. Belady 1966, "A Study of Replacement Algorithms for a Virtual-Storage

@@ -19,7 +19,6 @@ typedef struct q3_run_options {
     // the engine
     uint64_t threads, context, memory, batch, readers;
     const char *kv, *io, *weights;
-    bool preload;
     const char *pool, *router_bias;
     double prefer_pool, prefer_resident;
     bool prefer_pool_given;

@@ -189,7 +189,15 @@ static void test_io_statistics(void **state)
     q3_test_result result = q3_test_run(NULL, Q3_TEST_RUN, "score", pack, "--ids", "1 2 3",
                                         "--stats", "text", "--readers", "1", NULL);
     assert_non_null(strstr(result.err, "\n         buffered, 1 reader\nmemory   "));
+    // All fit: every expert of these three tokens is at its first use.
+    assert_non_null(strstr(result.err, "experts  0 hits, "));
+    assert_non_null(strstr(result.err, " misses (0.0 % hits)\n         "));
+    assert_non_null(strstr(result.err, " at their first use, not kept\nread     "));
     q3_test_result_free(&result);
+    result = q3_test_run(NULL, Q3_TEST_RUN, "plan", pack, "-t", "1", "-c", "64", "-m", "1G", NULL);
+    assert_non_null(strstr(result.out, "  128 of 128 a layer\npassing "));
+    assert_non_null(strstr(result.out, "  8 experts\nin all "));
+    q3_test_expect(result, 0, "");
     result = q3_test_run(NULL, Q3_TEST_RUN, "score", pack, "--ids", "1 2 3", "--stats", "text",
                          "--io", "direct", "-m", "20M", "-c", "64", NULL);
     assert_non_null(strstr(result.err, ", as a probe of the disk says\nmemory   "));

@@ -578,11 +578,19 @@ static void test_budget(void **state)
         q3_engine_weights weights;
         uint64_t slot;
         unsigned passing;
-    } raw[] = {{Q3_WEIGHTS_STORED, STORED_SLOT, 0}, {Q3_WEIGHTS_BF12, BF12_SLOT, 8}};
+        q3_io_mode io;
+        float resident_bias;
+    } raw[] = {{Q3_WEIGHTS_STORED, STORED_SLOT, 0, Q3_IO_AUTO, 0},
+               {Q3_WEIGHTS_BF12, BF12_SLOT, 8, Q3_IO_AUTO, 0},
+               {Q3_WEIGHTS_BF12, BF12_SLOT, 8, Q3_IO_BUFFERED, 0},
+               {Q3_WEIGHTS_BF12, BF12_SLOT, 0, Q3_IO_DIRECT, 0},
+               {Q3_WEIGHTS_BF12, BF12_SLOT, 0, Q3_IO_AUTO, 1}};
     q3_engine *engine;
     for (size_t i = 0; i < sizeof raw / sizeof *raw; i++) {
-        engine =
-            open_engine(raw_pack, (q3_engine_options){.threads = 2, .weights = raw[i].weights});
+        engine = open_engine(raw_pack, (q3_engine_options){.threads = 2,
+                                                           .weights = raw[i].weights,
+                                                           .io = raw[i].io,
+                                                           .resident_bias = raw[i].resident_bias});
         const q3_memory_plan *plan = &q3_engine_describe(engine)->memory;
         assert_int_equal(plan->experts, (uint64_t)LAYERS * EXPERTS * raw[i].slot);
         assert_int_equal(plan->passing_experts, raw[i].passing);
@@ -653,6 +661,79 @@ static void test_counts(void **state)
         q3_session_destroy(session);
         q3_engine_close(engine);
     }
+}
+
+// ---- experts that pass ----
+
+// A byte of a file, changed or changed back.
+static void flip(const char *path, long at)
+{
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, at, SEEK_SET), 0);
+    const int byte = getc(file);
+    assert_true(byte != EOF && fseek(file, at, SEEK_SET) == 0);
+    assert_true(putc(byte ^ 1, file) != EOF && fclose(file) == 0);
+}
+
+typedef struct experts_of_layer {
+    uint32_t layer;
+    bool needed[EXPERTS];
+} experts_of_layer;
+
+static void see_layer(void *context, uint32_t position, uint32_t layer, const uint32_t *experts,
+                      const float *weights, uint32_t count)
+{
+    experts_of_layer *seen = context;
+    (void)position;
+    (void)weights;
+    for (uint32_t i = 0; i < count; i++)
+        if (layer == seen->layer)
+            seen->needed[experts[i]] = true;
+}
+
+// One that cannot be read, behind as many as pass at the same time, fails what asked for it and
+// nothing else: once it is whole, all goes on in the same session.
+static void test_failure_while_passing(void **state)
+{
+    (void)state;
+    enum { PASSING = 8, LAYER = 1, IN_LAST_FRAME = RAW_FILE - 4096 };
+    static float expected[VOCABULARY];
+    uint32_t ids[IDS_MAX];
+    q3_error error;
+    const cJSON *prompt = q3_test_element(q3_test_member(reference, "prompts"), 0);
+    const size_t count = q3_test_ids(q3_test_member(prompt, "ids"), ids, IDS_MAX);
+    experts_of_layer seen = {.layer = LAYER};
+    const q3_observer observer = {.context = &seen, .routed = see_layer};
+    q3_engine *engine = open_engine(raw_pack, (q3_engine_options){.threads = 2});
+    q3_session *session = create_session(engine);
+    assert_int_equal(q3_engine_describe(engine)->memory.passing_experts, PASSING);
+    feed(session, ids, count, &observer);
+    memcpy(expected, q3_session_logits(session), sizeof expected);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+    uint32_t victim = 0;
+    for (unsigned before = 0; before <= PASSING; victim++)
+        before += seen.needed[victim];
+    victim--;
+    char *path = q3_test_path("%s/layers/%02d/experts/%03" PRIu32 ".q3p", raw_pack, LAYER, victim);
+    engine = open_engine(raw_pack, (q3_engine_options){.threads = 2});
+    session = create_session(engine);
+    flip(path, IN_LAST_FRAME);
+    // The first time as it passes, the second as it is read to its slot.
+    for (unsigned i = 0; i < 2; i++) {
+        assert_false(q3_session_feed(session, ids, count, NULL, &error));
+        assert_int_equal(error.code, Q3_MALFORMED);
+        assert_int_equal(strncmp(error.message, path, strlen(path)), 0);
+        assert_non_null(strstr(error.message, " is damaged: expected hash "));
+        assert_int_equal(q3_session_length(session), 0);
+    }
+    flip(path, IN_LAST_FRAME);
+    feed(session, ids, count, NULL);
+    assert_memory_equal(q3_session_logits(session), expected, sizeof expected);
+    q3_session_destroy(session);
+    q3_engine_close(engine);
+    free(path);
 }
 
 // ---- the last layer ----
@@ -845,12 +926,19 @@ int main(int argc, char **argv)
     if (!q3_test_has_level(argc, argv))
         return Q3_TEST_SKIPPED;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_prompts),      cmocka_unit_test(test_inside),
-        cmocka_unit_test(test_nll),          cmocka_unit_test(test_pools),
-        cmocka_unit_test(test_changed_pool), cmocka_unit_test(test_experts_seen),
-        cmocka_unit_test(test_small_pool),   cmocka_unit_test(test_same_bytes),
-        cmocka_unit_test(test_budget),       cmocka_unit_test(test_counts),
-        cmocka_unit_test(test_last_layer),   cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_inside),
+        cmocka_unit_test(test_nll),
+        cmocka_unit_test(test_pools),
+        cmocka_unit_test(test_changed_pool),
+        cmocka_unit_test(test_experts_seen),
+        cmocka_unit_test(test_small_pool),
+        cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_budget),
+        cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_failure_while_passing),
+        cmocka_unit_test(test_last_layer),
+        cmocka_unit_test(test_limits),
         cmocka_unit_test(test_turns),
     };
     return cmocka_run_group_tests(tests, make_packs, remove_packs);

@@ -371,7 +371,7 @@ static void finish_tile(const long_sums *tile, size_t vectors, size_t rows, floa
 
 // Packed rows and a group of vectors. What comes next is fetched meanwhile to the second cache, as
 // the first has no room for it; for each place a part, because more lines at once than a core can
-// wait for (16 from Ice Lake on) make all loads wait.
+// wait for (12 to 16) make all loads wait.
 static void multiply_packed(const packed *weights, size_t rows, const float *const *x,
                             size_t vectors, float *const *y, size_t first, q3_next next)
 {
