@@ -140,13 +140,13 @@ bool q3_budget_make(const q3_budget_request *request, q3_memory_plan *plan, uint
         left = plan->budget - fixed - experts_bytes(request, a_layer);
         plan->ahead = count_ahead(request, left, a_layer, &ahead_bytes);
     }
-    bool all_fit = true;
+    plan->all_fit = true;
     for (uint32_t i = 0; i < config->num_hidden_layers; i++) {
         slots[i] = request->pool_count[i] < a_layer ? request->pool_count[i] : a_layer;
-        all_fit = all_fit && slots[i] == request->pool_count[i];
+        plan->all_fit = plan->all_fit && slots[i] == request->pool_count[i];
     }
     plan->experts = experts_bytes(request, a_layer) + plan->ahead * ahead_bytes;
-    if (all_fit)
+    if (plan->all_fit)
         plan->passing_experts = count_passing(request, fixed + plan->experts, left);
     plan->passing = plan->passing_experts * request->passing_bytes;
     plan->total = fixed + plan->experts + plan->passing;

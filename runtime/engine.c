@@ -33,7 +33,7 @@ static bool choose_io(q3_engine *engine, const q3_engine_options *options, q3_er
     q3_engine_info *info = &engine->opened.info;
     info->io = options->io == Q3_IO_AUTO ? Q3_IO_BUFFERED : options->io;
     info->readers = options->readers ? options->readers : Q3_READERS_DEFAULT;
-    if ((options->io != Q3_IO_AUTO && options->readers) || q3_opened_all_fits(&engine->opened))
+    if ((options->io != Q3_IO_AUTO && options->readers) || info->memory.all_fit)
         return true;
     q3_disk_probe probe;
     if (!q3_opened_probe_disk(&engine->opened, probe_seconds, &probe, err))

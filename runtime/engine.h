@@ -79,6 +79,7 @@ typedef struct q3_memory_plan {
     uint64_t total;           // the sum
     uint64_t minimum;         // the sum with one expert a layer
     uint64_t budget;          // that was given or found
+    bool all_fit;             // there is a slot for each expert that may be chosen
     unsigned ahead;           // experts that may be read ahead; their memory is in `experts`
     unsigned passing_experts; // that may pass at the same time where all fit (expert_cache.h);
                               // their memory is `passing`

@@ -96,7 +96,7 @@ static bool choose_form(q3_opened *opened, q3_engine_weights weights, q3_error *
             return make_budget(opened, (q3_form)form, err);
     const bool takes = opened->kernels->few->multiply_bf12 != NULL;
     if (make_budget(opened, takes ? Q3_FORM_BF12 : Q3_FORM_PLAIN, &too_small) &&
-        (takes ? many_fit(opened) : q3_opened_all_fits(opened)))
+        (takes ? many_fit(opened) : opened->info.memory.all_fit))
         return true;
     return make_budget(opened, Q3_FORM_STORED, err);
 }
@@ -190,14 +190,6 @@ void q3_opened_destroy(q3_opened *opened)
     free(opened->slots);
     free(opened->slot_bytes);
     *opened = (q3_opened){0};
-}
-
-bool q3_opened_all_fits(const q3_opened *opened)
-{
-    for (uint32_t i = 0; i < opened->model.config->num_hidden_layers; i++)
-        if (opened->slots[i] < opened->routing.allowed[i])
-            return false;
-    return true;
 }
 
 // ---- reading experts ----

@@ -29,9 +29,6 @@ bool q3_opened_create(const char *directory, const q3_engine_options *options, q
                       q3_error *err);
 void q3_opened_destroy(q3_opened *opened); // a zeroed one is fine
 
-// Do the slots take all experts that may be chosen?
-bool q3_opened_all_fits(const q3_opened *opened);
-
 // Bytes of the files of all these experts, and their number.
 uint64_t q3_opened_expert_files(const q3_opened *opened, uint64_t *count);
 

@@ -51,7 +51,7 @@ static bool probe(planning *p, const q3_engine_options *options, q3_error *err)
         .readers = options->readers ? options->readers : Q3_READERS_DEFAULT,
     };
     const q3_io_choice choice = q3_opened_choose_io(&p->opened, options, &disk);
-    if (!q3_opened_all_fits(&p->opened))
+    if (!p->opened.info.memory.all_fit)
         p->io = choice;
     p->costs.memory_speed = memory.bytes_per_second;
     p->costs.disk_speed = q3_disk_speed(&disk, &p->disk_cached);

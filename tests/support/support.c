@@ -108,6 +108,18 @@ void q3_test_write_text(const char *path, const char *text)
     q3_test_write(path, text, strlen(text));
 }
 
+void q3_test_flip(const char *path, size_t offset, unsigned bit)
+{
+    FILE *file = fopen(path, "r+b");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, (long)offset, SEEK_SET), 0);
+    const int byte = getc(file);
+    assert_true(byte >= 0);
+    assert_int_equal(fseek(file, (long)offset, SEEK_SET), 0);
+    assert_int_equal(putc(byte ^ 1 << bit, file), byte ^ 1 << bit);
+    assert_int_equal(fclose(file), 0);
+}
+
 static int visible(const struct dirent *entry)
 {
     return strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;

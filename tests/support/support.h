@@ -42,6 +42,8 @@ char *q3_test_path(const char *format, ...) __attribute__((format(printf, 1, 2))
 char *q3_test_read(const char *path, size_t *size);
 void q3_test_write(const char *path, const void *data, size_t size);
 void q3_test_write_text(const char *path, const char *text);
+// Inverts one bit of a file.
+void q3_test_flip(const char *path, size_t offset, unsigned bit);
 
 // Copies a tree of directories and regular files; links regular files instead where `link` is set
 // (the copies must not be written to then).

@@ -3,21 +3,8 @@
 
 #include "extract.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-void file_flip(const char *path, size_t offset, unsigned bit)
-{
-    FILE *file = fopen(path, "r+b");
-    assert_non_null(file);
-    assert_int_equal(fseek(file, (long)offset, SEEK_SET), 0);
-    const int byte = getc(file);
-    assert_true(byte >= 0);
-    assert_int_equal(fseek(file, (long)offset, SEEK_SET), 0);
-    assert_int_equal(putc(byte ^ 1 << bit, file), byte ^ 1 << bit);
-    assert_int_equal(fclose(file), 0);
-}
 
 void file_replace(const char *path, const char *from, const char *to)
 {

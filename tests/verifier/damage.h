@@ -9,8 +9,6 @@
 #include "report.h"
 #include "support.h"
 
-// Inverts one bit of a file.
-void file_flip(const char *path, size_t offset, unsigned bit);
 // Replaces the first `from` in a file by `to`.
 void file_replace(const char *path, const char *from, const char *to);
 

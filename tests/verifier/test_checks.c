@@ -389,7 +389,7 @@ static void digests_of_shards(void **state)
                   "");
     size_t size;
     char *data = q3_test_read(w->shard, &size);
-    file_flip(w->shard, size - 1, 3);
+    q3_test_flip(w->shard, size - 1, 3);
     q3_test_result result = RUN("shapes", w->model, "-m", manifest, "--sha256", "--json");
     assert_int_equal(result.code, 3);
     assert_non_null(strstr(result.out, "{\"type\": \"finding\", \"kind\": \"damaged\", \"file\": "

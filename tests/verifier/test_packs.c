@@ -93,7 +93,7 @@ static void each_byte_of_a_file(void **state)
     assert_int_equal(size, 3 * 4096);
     for (size_t at = 0; at < size; at += at < 512 ? 1 : 61) {
         q3_findings report;
-        file_flip(path, at, (unsigned)(at % 8));
+        q3_test_flip(path, at, (unsigned)(at % 8));
         check(pack, NULL, 1, &report);
         if (report.count != 1)
             fail_msg("byte %zu: %zu findings", at, report.count);
@@ -124,7 +124,7 @@ static void damage_is_named(void **state)
     char *bytes = q3_test_read(norms, &size);
     bytes[8192] ^= 0x10;
     q3_test_write(norms, bytes, size);
-    file_flip(norms, padding, 3);
+    q3_test_flip(norms, padding, 3);
     char *damaged =
         q3_test_path("%s: thinker.model.layers.0.post_attention_layernorm.weight: frame 0 "
                      "at 8192 is damaged: expected hash %016" PRIx64 ", found %016" PRIx64,
@@ -217,11 +217,11 @@ static void all_damage_in_one_order(void **state)
     assert_true(q3_pack_open(flipped, &talker, &err));
     const uint64_t at = talker.frames[5].offset;
     q3_pack_close(&talker);
-    file_flip(flipped, at, 0);
+    q3_test_flip(flipped, at, 0);
     q3_test_write(part, "x", 1);
     q3_test_write(journal, "x", 1);
     q3_test_write(stray, "x", 1);
-    file_flip(vocabulary, 10, 2);
+    q3_test_flip(vocabulary, 10, 2);
     assert_int_equal(unlink(merges), 0);
 
     q3_json_writer first = {0};
@@ -302,8 +302,8 @@ static void a_source_that_differs_in_a_byte(void **state)
     size_t size;
     char *data = q3_test_read(shard, &size);
     const unsigned found = (unsigned char)data[at];
-    file_flip(shard, at, 6);
-    file_flip(shard, at + 100, 6);
+    q3_test_flip(shard, at, 6);
+    q3_test_flip(shard, at + 100, 6);
     char *message =
         q3_test_path("final_norm.q3p: thinker.model.norm.weight: 2 of 256 bytes differ from "
                      "the source, the first at 77: expected 0x%02x, found 0x%02x",
@@ -488,7 +488,7 @@ static void parts_together_are_everything(void **state)
         assert_true(q3_pack_open(path, &opened, &err));
         const uint64_t at = opened.frames[i % opened.frame_count].offset;
         q3_pack_close(&opened);
-        file_flip(path, at, (unsigned)(i % 8));
+        q3_test_flip(path, at, (unsigned)(i % 8));
         free(path);
     }
     const size_t files = set.file_count;

@@ -571,7 +571,7 @@ static void packs_that_are_damaged(void **state)
     q3_findings report;
     q3_test_copy_tree(w->pack, pack, false);
     assert_int_equal(unlink(gone), 0);
-    file_flip(damaged, 12, 0);
+    q3_test_flip(damaged, 12, 0);
     check(pack, NULL, &report);
     assert_int_equal(report.count, 5);
     assert_int_equal(report.findings[0].kind, Q3_FINDING_DAMAGED);

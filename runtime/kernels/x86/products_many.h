@@ -236,7 +236,8 @@ ALWAYS_INLINE void add_numbers(floats above, floats below, const float *const *x
     }
 }
 
-// What a tile makes of a place of each block: weights of pairs, which become float32, or such ones.
+// Where a tile has the float32 weights of a place from: made of the pairs, or left by the first
+// tile.
 typedef enum tile_kind {
     ONLY_TILE,
     FIRST_TILE, // leaves its weights as float32 to the others
